@@ -1,0 +1,310 @@
+//! How a module's configuration is read: durations, secrets, paths, and every problem with its place in the file.
+//!
+//! A module owns a `Config` (plain serde, `deny_unknown_fields`) and a `build(self, check: &mut Check)`. What `build`
+//! finds wrong it says to [`Check`] and goes on, so that an administrator sees all problems at once.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::de;
+
+use crate::secret::Secret;
+
+/// A place in the configuration file, in bytes.
+pub type Span = Range<usize>;
+
+/// How much a [`Finding`] matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// The configuration can't be used.
+    Problem,
+    /// It can, but is probably not what was meant.
+    Warning,
+    /// It couldn't be checked here.
+    Note,
+}
+
+/// Something a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub weight: Weight,
+    /// Where it stands, if it stands anywhere.
+    pub span: Option<Span>,
+    /// What is wrong and what to write instead, in one sentence, without any secret.
+    pub text: String,
+}
+
+/// One look at a configuration: what surrounds it, and what was found.
+#[derive(Debug)]
+pub struct Check {
+    /// The directory of the configuration file; its paths are relative to it.
+    pub dir: PathBuf,
+    /// Where systemd put the unit's credentials, if this process is in the unit.
+    pub credentials: Option<PathBuf>,
+    /// The service is about to run: a secret that can't be read is then a problem, not a note.
+    pub for_service: bool,
+    findings: Vec<Finding>,
+}
+
+impl Check {
+    /// A check of a file in `dir`.
+    pub fn new(dir: impl Into<PathBuf>, credentials: Option<PathBuf>, for_service: bool) -> Self {
+        Self {
+            dir: dir.into(),
+            credentials,
+            for_service,
+            findings: Vec::new(),
+        }
+    }
+
+    /// Something that forbids the use of this configuration.
+    pub fn problem(&mut self, span: impl Into<Option<Span>>, text: impl Into<String>) {
+        self.findings.push(Finding {
+            weight: Weight::Problem,
+            span: span.into(),
+            text: text.into(),
+        });
+    }
+
+    /// Something that is probably not meant.
+    pub fn warning(&mut self, span: impl Into<Option<Span>>, text: impl Into<String>) {
+        self.findings.push(Finding {
+            weight: Weight::Warning,
+            span: span.into(),
+            text: text.into(),
+        });
+    }
+
+    /// Something that couldn't be looked at from here.
+    pub fn note(&mut self, span: impl Into<Option<Span>>, text: impl Into<String>) {
+        self.findings.push(Finding {
+            weight: Weight::Note,
+            span: span.into(),
+            text: text.into(),
+        });
+    }
+
+    /// Everything found, in the order of the file.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut found = self.findings.clone();
+        found.sort_by_key(|f| (f.span.as_ref().map_or(usize::MAX, |s| s.start), f.weight));
+        found.dedup();
+        found
+    }
+
+    /// Whether the configuration can't be used.
+    pub fn has_problems(&self) -> bool {
+        self.findings.iter().any(|f| f.weight == Weight::Problem)
+    }
+
+    /// A path of the configuration, made absolute as the contract says: relative to the file that names it.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        self.dir.join(path)
+    }
+
+    /// Reads a secret. `None`: it couldn't be read, and a problem (or, for a credential outside the unit, a note) says so.
+    pub fn secret(&mut self, source: &SecretSource) -> Option<Secret> {
+        let span = source.span.clone();
+        match &source.from {
+            From::Plain(secret) => {
+                self.warning(
+                    span,
+                    "a secret stands in the file itself; write { credential = \"…\" }, { file = \"…\" } or { env = \"…\" }",
+                );
+                Some(secret.clone())
+            }
+            From::Env(name) => match std::env::var(name) {
+                Ok(value) if !value.is_empty() => Some(Secret::new(value)),
+                _ => {
+                    self.problem(
+                        span,
+                        format!("the environment variable {name} is not set or empty"),
+                    );
+                    None
+                }
+            },
+            From::File(path) => {
+                let path = self.path(path);
+                self.secret_file(&path, span)
+            }
+            From::Credential(name) => match self.credentials.clone() {
+                Some(dir) => self.secret_file(&dir.join(name), span),
+                None if self.for_service => {
+                    self.problem(
+                        span,
+                        format!("the credential {name} can't be read: $CREDENTIALS_DIRECTORY is not set (LoadCredential= in the unit sets it)"),
+                    );
+                    None
+                }
+                None => {
+                    self.note(
+                        span,
+                        format!("the credential {name} can't be seen outside the service unit"),
+                    );
+                    None
+                }
+            },
+        }
+    }
+
+    fn secret_file(&mut self, path: &Path, span: Span) -> Option<Secret> {
+        match std::fs::read_to_string(path) {
+            Ok(text) if !text.trim_end_matches(['\r', '\n']).is_empty() => {
+                Some(Secret::new(text.trim_end_matches(['\r', '\n'])))
+            }
+            Ok(_) => {
+                self.problem(span, format!("{} is empty", path.display()));
+                None
+            }
+            Err(e) => {
+                self.problem(span, format!("{} can't be read: {e}", path.display()));
+                None
+            }
+        }
+    }
+}
+
+/// Where a secret stands: `{ credential = "…" }`, `{ file = "…" }`, `{ env = "…" }`, or plain text for a quick trial.
+#[derive(Clone, Debug)]
+pub struct SecretSource {
+    /// Its place in the file.
+    pub span: Span,
+    from: From,
+}
+
+#[derive(Clone, Debug)]
+enum From {
+    Plain(Secret),
+    Env(String),
+    File(PathBuf),
+    Credential(String),
+}
+
+impl<'de> Deserialize<'de> for SecretSource {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let spanned = toml::Spanned::<From>::deserialize(from)?;
+        Ok(Self {
+            span: spanned.span(),
+            from: spanned.into_inner(),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for From {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = From;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("{ credential = \"name\" }, { file = \"path\" } or { env = \"NAME\" }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<From, E> {
+                Ok(From::Plain(Secret::new(text)))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<From, A::Error> {
+                let Some((key, value)) = map.next_entry::<String, String>()? else {
+                    return Err(de::Error::custom(
+                        "an empty table names no secret; write { credential = \"name\" }",
+                    ));
+                };
+                if let Some((second, _)) = map.next_entry::<String, de::IgnoredAny>()? {
+                    return Err(de::Error::custom(format!(
+                        "a secret has one source, not both `{key}` and `{second}`"
+                    )));
+                }
+                match key.as_str() {
+                    "credential" if value.contains('/') => {
+                        Err(de::Error::custom("a credential's name holds no /"))
+                    }
+                    "credential" => Ok(From::Credential(value)),
+                    "file" => Ok(From::File(value.into())),
+                    "env" => Ok(From::Env(value)),
+                    other => Err(de::Error::unknown_field(
+                        other,
+                        &["credential", "file", "env"],
+                    )),
+                }
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
+/// A duration as the configuration writes it: `"90s"`, `"10m"`, `"72h"`, `"30d"`, `"500ms"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Period(pub Duration);
+
+impl Period {
+    /// So many seconds.
+    pub const fn seconds(n: u64) -> Self {
+        Self(Duration::from_secs(n))
+    }
+}
+
+impl std::str::FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "\"{text}\" is no duration; write a number and ms, s, m, h or d, such as \"90s\" or \"72h\""
+            )
+        };
+        let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = text[..at].parse().map_err(|_| wrong())?;
+        let unit_ms = match &text[at..] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        // A century is longer than anything here lives, and keeps every later addition of times within its type.
+        match number.checked_mul(unit_ms) {
+            Some(ms) if ms <= 100 * 365 * 86_400_000 => Ok(Self(Duration::from_millis(ms))),
+            _ => Err(format!("\"{text}\" is too long")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_is_a_number_and_a_unit() {
+        assert_eq!("90s".parse(), Ok(Period::seconds(90)));
+        assert_eq!("30d".parse(), Ok(Period::seconds(30 * 86_400)));
+        assert_eq!("500ms".parse(), Ok(Period(Duration::from_millis(500))));
+        for wrong in [
+            "",
+            "90",
+            "s",
+            "1w",
+            "-1s",
+            "1.5h",
+            "99999999999999999999d",
+            "999999999d",
+        ] {
+            assert!(wrong.parse::<Period>().is_err(), "{wrong}");
+        }
+    }
+}
