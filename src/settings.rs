@@ -210,6 +210,19 @@ impl<'de> Deserialize<'de> for From {
                 Ok(From::Plain(Secret::new(text)))
             }
 
+            // A secret of a wrong type must not be named in the error.
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<From, E> {
+                Err(E::custom("a secret is text; put it in quotes"))
+            }
+
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<From, E> {
+                Err(E::custom("a secret is text; put it in quotes"))
+            }
+
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<From, E> {
+                Err(E::custom("a secret is text; put it in quotes"))
+            }
+
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<From, A::Error> {
                 let Some((key, value)) = map.next_entry::<String, String>()? else {
                     return Err(de::Error::custom(
@@ -237,6 +250,35 @@ impl<'de> Deserialize<'de> for From {
         }
         from.deserialize_any(Visitor)
     }
+}
+
+/// The candidate that was probably meant by `name`: at most two letters away, and closer than its own length.
+pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(name, candidate), candidate))
+        .filter(|(d, candidate)| *d <= 2 && *d < candidate.chars().count())
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edit distance, with a swap of neighbours as one edit.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let change = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = change.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
 }
 
 /// A duration as the configuration writes it: `"90s"`, `"10m"`, `"72h"`, `"30d"`, `"500ms"`.
@@ -288,6 +330,14 @@ impl<'de> Deserialize<'de> for Period {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_name_is_suggested_only_when_it_is_near() {
+        assert_eq!(nearest("mali", ["mail", "desk"]), Some("mail"));
+        assert_eq!(nearest("transprt", ["transport"]), Some("transport"));
+        assert_eq!(nearest("hook", ["mail", "desk"]), None);
+        assert_eq!(nearest("ab", ["x"]), None);
+    }
 
     #[test]
     fn a_period_is_a_number_and_a_unit() {

@@ -1,0 +1,502 @@
+//! The configuration file: the sum of the modules' `Config`s, read with the place of every value, checked as a whole.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::DeTable;
+use toml::de::DeValue;
+use toml::de::ValueDeserializer;
+
+use crate::channel;
+use crate::channel::Channel;
+use crate::devices;
+use crate::devices::Devices;
+use crate::directory;
+use crate::directory::Directories;
+use crate::dispatch;
+use crate::ingest;
+use crate::limits;
+use crate::outbox;
+use crate::pipeline::Admission;
+use crate::pipeline::Pipeline;
+use crate::recipients;
+use crate::routing;
+use crate::routing::ChannelFacts;
+use crate::routing::Routes;
+use crate::rules;
+use crate::rules::Rules;
+use crate::settings::Check;
+use crate::settings::Finding;
+use crate::settings::Period;
+use crate::settings::Weight;
+use crate::settings::nearest;
+use crate::template;
+use crate::web;
+
+/// The largest configuration file that is read.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+/// So many problems of one table are reported.
+const MAX_PROBLEMS_PER_TABLE: usize = 50;
+/// FortiOS's default for `two-factor-ftm-expiry`.
+const DEFAULT_VALIDITY: Period = Period::seconds(72 * 3600);
+
+/// A checked configuration, ready to be run or asked.
+pub struct Config {
+    /// Where the outbox and its key live.
+    pub state_dir: PathBuf,
+    /// The page, health and metrics.
+    pub http: Option<web::Config>,
+    /// The ways in.
+    pub listeners: Vec<ingest::Config>,
+    /// From frame to activation.
+    pub pipeline: Pipeline,
+    /// Everything behind the outbox.
+    pub dispatch: dispatch::Settings,
+    /// The outbox.
+    pub outbox: outbox::Settings,
+}
+
+/// What reading a configuration gave.
+pub struct Loaded {
+    /// The configuration, unless it has a problem.
+    pub config: Option<Config>,
+    /// Everything found, with its place.
+    pub report: Report,
+}
+
+/// Findings with the place where each stands.
+#[derive(Clone, Debug, Default)]
+pub struct Report(pub Vec<Placed>);
+
+/// One finding with its place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Placed {
+    /// `problem`, `warning` or `note`.
+    pub weight: &'static str,
+    /// The file.
+    pub file: String,
+    /// The line, from 1; `None` for what stands nowhere in particular.
+    pub line: Option<usize>,
+    /// The column, from 1, in characters.
+    pub column: Option<usize>,
+    /// What was found.
+    pub text: String,
+}
+
+impl fmt::Display for Placed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if let (Some(line), Some(column)) = (self.line, self.column) {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": {}: {}", self.weight, self.text)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|placed| writeln!(f, "{placed}"))
+    }
+}
+
+impl Report {
+    /// Whether the configuration can't be used.
+    pub fn has_problems(&self) -> bool {
+        self.0.iter().any(|p| p.weight == "problem")
+    }
+}
+
+/// Reads and checks a file. `for_service`: the service is about to run with it, so its secrets must be readable.
+pub fn load(path: &Path, for_service: bool) -> Loaded {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let mut check = Check::new(dir, credentials, for_service);
+    let text = match read(path) {
+        Ok(text) => text,
+        Err(why) => {
+            check.problem(None, why);
+            String::new()
+        }
+    };
+    let file = if check.has_problems() { None } else { File::parse(&text, &mut check) };
+    let config = file.and_then(|file| file.build(&mut check)).filter(|_| !check.has_problems());
+    let report = Report(check.findings().into_iter().map(|finding| place(path, &text, finding)).collect());
+    Loaded { config, report }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path).map_err(|e| format!("can't be read: {e}"))?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
+    }
+    std::fs::read_to_string(path).map_err(|e| format!("can't be read: {e}"))
+}
+
+fn place(path: &Path, text: &str, finding: Finding) -> Placed {
+    let weight = match finding.weight {
+        Weight::Problem => "problem",
+        Weight::Warning => "warning",
+        Weight::Note => "note",
+    };
+    let at = finding.span.map(|span| {
+        let before = text.get(..span.start.min(text.len())).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    });
+    Placed {
+        weight,
+        file: path.display().to_string(),
+        line: at.map(|(line, _)| line),
+        column: at.map(|(_, column)| column),
+        text: finding.text,
+    }
+}
+
+// === Reading: from text to each module's Config ===
+
+type Table<'t> = DeTable<'t>;
+type Value<'t> = Spanned<DeValue<'t>>;
+
+/// What the file says, before it is checked as a whole.
+struct File {
+    state_dir: Option<PathBuf>,
+    validity: Period,
+    http: Option<web::Config>,
+    listen: Vec<Spanned<ingest::Config>>,
+    recipients: Option<recipients::Config>,
+    limits: limits::Config,
+    directory: Vec<Spanned<directory::Config>>,
+    device: Vec<Spanned<devices::Config>>,
+    channel: BTreeMap<String, Spanned<(channel::Common, channel::Config)>>,
+    channel_names: Vec<String>,
+    route: Vec<Spanned<routing::Config>>,
+    rule: Vec<Spanned<rules::Config>>,
+    outbox: outbox::Config,
+    templates: template::Config,
+}
+
+const SECTIONS: &[&str] = &[
+    "state_dir", "validity", "http", "listen", "recipients", "limits", "directory", "device", "channel", "route", "rule", "outbox", "templates",
+];
+
+impl File {
+    fn parse(text: &str, check: &mut Check) -> Option<Self> {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            for error in errors {
+                check.problem(error.span(), error.message().to_owned());
+            }
+            return None;
+        }
+        let mut root = root.into_inner();
+        for (key, _) in root.iter() {
+            if !SECTIONS.contains(&key.get_ref().as_ref()) {
+                check.problem(key.span(), unknown("key", key.get_ref(), SECTIONS));
+            }
+        }
+        let mut file = Self {
+            state_dir: None,
+            validity: DEFAULT_VALIDITY,
+            http: None,
+            listen: Vec::new(),
+            recipients: None,
+            limits: limits::Config::default(),
+            directory: Vec::new(),
+            device: Vec::new(),
+            channel: BTreeMap::new(),
+            channel_names: Vec::new(),
+            route: Vec::new(),
+            rule: Vec::new(),
+            outbox: outbox::Config::default(),
+            templates: template::Config::default(),
+        };
+        let mut reader = Reader { check };
+        let mut take = |name: &str| root.remove(name);
+        if let Some(value) = take("state_dir") {
+            file.state_dir = reader.read(value);
+        }
+        if let Some(value) = take("validity") {
+            file.validity = reader.read(value).unwrap_or(DEFAULT_VALIDITY);
+        }
+        file.http = take("http").and_then(|v| reader.read(v));
+        file.listen = reader.list(take("listen"), "listen", Reader::listen);
+        file.recipients = take("recipients").and_then(|v| reader.read(v));
+        file.limits = take("limits").and_then(|v| reader.read(v)).unwrap_or_default();
+        file.directory = reader.list(take("directory"), "directory", Reader::directory);
+        file.device = reader.list(take("device"), "device", Reader::read);
+        if let Some(value) = take("channel") {
+            file.channel = reader.channels(value, &mut file.channel_names);
+        }
+        file.route = reader.list(take("route"), "route", Reader::read);
+        file.rule = reader.list(take("rule"), "rule", Reader::read);
+        file.outbox = take("outbox").and_then(|v| reader.read(v)).unwrap_or_default();
+        file.templates = take("templates").and_then(|v| reader.read(v)).unwrap_or_default();
+        Some(file)
+    }
+}
+
+fn unknown(what: &str, name: &str, expected: &[&str]) -> String {
+    let hint = nearest(name, expected.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+    format!("unknown {what} `{name}`; {hint}expected one of {}", expected.join(", "))
+}
+
+struct Reader<'c> {
+    check: &'c mut Check,
+}
+
+impl Reader<'_> {
+    /// Reads one value, and says *every* problem of it: what is wrong is named, taken out, and the rest is read again.
+    fn read<T: DeserializeOwned>(&mut self, mut value: Value<'_>) -> Option<T> {
+        for _ in 0..MAX_PROBLEMS_PER_TABLE {
+            match T::deserialize(ValueDeserializer::from(value.clone())) {
+                Ok(read) => return Some(read),
+                Err(error) => {
+                    let span = error.span().unwrap_or(value.span());
+                    self.check.problem(span.clone(), error.message().to_owned());
+                    if !remove(&mut value, &span) {
+                        return None;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Reads an array of tables.
+    fn list<T>(
+        &mut self,
+        value: Option<Value<'_>>,
+        name: &str,
+        read: impl Fn(&mut Self, Value<'_>) -> Option<T>,
+    ) -> Vec<Spanned<T>> {
+        let Some(value) = value else { return Vec::new() };
+        let span = value.span();
+        let DeValue::Array(items) = value.into_inner() else {
+            self.check.problem(span, format!("`{name}` is a list of tables; write [[{name}]]"));
+            return Vec::new();
+        };
+        let items = items.into_iter();
+        items.filter_map(|item| { let span = item.span(); read(self, item).map(|read| Spanned::new(span, read)) }).collect()
+    }
+
+    /// Takes the key out that says of which kind a table is.
+    fn kind<'t>(&mut self, value: Value<'t>, key: &str, kinds: &[&'static str]) -> Option<(&'static str, Range<usize>, Table<'t>)> {
+        let span = value.span();
+        let DeValue::Table(mut table) = value.into_inner() else {
+            self.check.problem(span, "this must be a table");
+            return None;
+        };
+        let Some(kind) = table.remove(key) else {
+            let near = table.iter().map(|(k, _)| k).find(|k| nearest(k.get_ref(), [key]).is_some());
+            match near {
+                Some(wrong) => self.check.problem(wrong.span(), format!("unknown key `{}`; did you mean `{key}`?", wrong.get_ref())),
+                None => self.check.problem(span, format!("`{key}` is missing; it is one of {}", kinds.join(", "))),
+            }
+            return None;
+        };
+        let text = kind.get_ref().as_str().unwrap_or_default();
+        match kinds.iter().find(|k| **k == text) {
+            Some(kind) => Some((kind, span, table)),
+            None => {
+                self.check.problem(kind.span(), unknown(key, text, kinds));
+                None
+            }
+        }
+    }
+
+    fn listen(&mut self, value: Value<'_>) -> Option<ingest::Config> {
+        let (kind, span, table) = self.kind(value, "transport", ingest::KINDS)?;
+        let value = Spanned::new(span, DeValue::Table(table));
+        match kind {
+            "udp" => self.read(value).map(ingest::Config::Udp),
+            _ => self.read(value).map(ingest::Config::Tcp),
+        }
+    }
+
+    fn directory(&mut self, value: Value<'_>) -> Option<directory::Config> {
+        let (kind, span, table) = self.kind(value, "type", directory::KINDS)?;
+        let value = Spanned::new(span, DeValue::Table(table));
+        match kind {
+            "table" => self.read(value).map(directory::Config::Table),
+            "pattern" => self.read(value).map(directory::Config::Pattern),
+            _ => self.read(value).map(directory::Config::Log),
+        }
+    }
+
+    fn channels(&mut self, value: Value<'_>, names: &mut Vec<String>) -> BTreeMap<String, Spanned<(channel::Common, channel::Config)>> {
+        let span = value.span();
+        let DeValue::Table(table) = value.into_inner() else {
+            self.check.problem(span, "channels have names; write [channel.mail]");
+            return BTreeMap::new();
+        };
+        let mut channels = BTreeMap::new();
+        for (name, value) in table {
+            let (name_span, name) = (name.span(), name.into_inner().into_owned());
+            names.push(name.clone());
+            if let Some(read) = self.channel(value) {
+                channels.insert(name, Spanned::new(name_span, read));
+            }
+        }
+        channels
+    }
+
+    fn channel(&mut self, value: Value<'_>) -> Option<(channel::Common, channel::Config)> {
+        let (kind, span, mut table) = self.kind(value, "type", channel::KINDS)?;
+        let mut common = Table::new();
+        for key in channel::COMMON_KEYS {
+            if let Some((key, value)) = table.remove_entry(*key) {
+                common.insert(key, value);
+            }
+        }
+        let common = self.read(Spanned::new(span.clone(), DeValue::Table(common)));
+        let value = Spanned::new(span, DeValue::Table(table));
+        let config = match kind {
+            "smtp" => self.read(value).map(channel::Config::Smtp),
+            "file" => self.read(value).map(channel::Config::File),
+            "webhook" => self.read(value).map(channel::Config::Webhook),
+            _ => self.read(value).map(channel::Config::Slack),
+        };
+        Some((common?, config?))
+    }
+}
+
+/// Takes the innermost entry that holds `span` out of a value. `false`: there is none, as for a key that is missing.
+fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
+    let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
+    match value.get_mut() {
+        DeValue::Table(table) => {
+            let hit = table.iter().find(|(k, v)| holds(k.span()) || holds(v.span())).map(|(k, _)| k.get_ref().to_string());
+            let Some(key) = hit else { return false };
+            if let Some(inner) = table.get_mut(key.as_str())
+                && inner.span() != *span
+                && remove(inner, span)
+            {
+                return true;
+            }
+            table.remove(key.as_str()).is_some()
+        }
+        DeValue::Array(items) => {
+            let mut kept = std::mem::take(items).into_iter().collect::<Vec<_>>();
+            let Some(at) = kept.iter().position(|item| holds(item.span())) else { return false };
+            if kept[at].span() == *span || !remove(&mut kept[at], span) {
+                kept.remove(at);
+            }
+            for item in kept {
+                items.push(item);
+            }
+            true
+        }
+        _ => false,
+    }
+}
+
+// === Building: from each module's Config to the things that run ===
+
+impl File {
+    fn build(self, check: &mut Check) -> Option<Config> {
+        let state_dir = self.state_dir.map(|p| check.path(&p)).unwrap_or_else(|| {
+            std::env::var_os("STATE_DIRECTORY").map_or_else(|| check.path(Path::new("state")), PathBuf::from)
+        });
+        let recipients = match self.recipients {
+            Some(recipients) => recipients.build(check),
+            None => {
+                check.problem(None, "[recipients] is missing; write the domains that codes may go to: domains = [\"example.com\"]");
+                None
+            }
+        };
+        if self.listen.is_empty() && !check.has_problems() {
+            check.problem(None, "there is no [[listen]]; write at least one, such as transport = \"udp\", address = \"0.0.0.0:514\"");
+        }
+        let admissions = listeners(&self.listen, check);
+        let listeners: Vec<_> = self.listen.into_iter().map(Spanned::into_inner).collect();
+        let devices = Devices::build(self.device, self.validity.0, check);
+        let rules = Rules::build(self.rule, check);
+        let channels = channels(self.channel, &state_dir, check);
+        let facts: Vec<_> = self
+            .channel_names
+            .iter()
+            .map(|name| {
+                let built = channels.iter().find(|c| c.name == *name);
+                ChannelFacts {
+                    name: name.clone(),
+                    reveals: built.is_none_or(|c| c.reveals),
+                    needs_person: built.is_some_and(|c| c.needs_person),
+                }
+            })
+            .collect();
+        let routes = Routes::build(self.route, &facts, recipients.as_ref(), check);
+        let directories = recipients.clone().and_then(|r| Directories::build(self.directory, r, check));
+        let templates = self.templates.build(check);
+        let outbox = self.outbox.build(check)?;
+        if check.has_problems() {
+            return None;
+        }
+        let recipients = recipients?;
+        let mismatch = recipients.mismatch;
+        Some(Config {
+            state_dir,
+            http: self.http,
+            listeners,
+            pipeline: Pipeline::new(rules?, devices?, recipients, admissions),
+            dispatch: dispatch::Settings {
+                directories: directories?,
+                routes: routes?,
+                channels,
+                templates: templates?,
+                limits: self.limits.build(),
+                mismatch,
+                retention: outbox.retention,
+            },
+            outbox,
+        })
+    }
+}
+
+fn listeners(listen: &[Spanned<ingest::Config>], check: &mut Check) -> HashMap<String, Admission> {
+    let mut admissions = HashMap::new();
+    let mut taken = HashMap::new();
+    for listener in listen {
+        let (span, listener) = (listener.span(), listener.get_ref());
+        listener.build(check);
+        let name = listener.name();
+        let admission = Admission { allow: listener.allow().to_vec(), devices: listener.devices().to_vec() };
+        if admissions.insert(name.clone(), admission).is_some() {
+            check.problem(span.clone(), format!("two listeners are called \"{name}\"; give one another `name`"));
+        }
+        // A port of 0 is another one each time.
+        let socket = (listener.is_udp(), listener.address());
+        if listener.address().port() != 0
+            && let Some(other) = taken.insert(socket, name.clone())
+        {
+            check.problem(span, format!("the listeners \"{other}\" and \"{name}\" have the same address"));
+        }
+    }
+    admissions
+}
+
+fn channels(
+    configs: BTreeMap<String, Spanned<(channel::Common, channel::Config)>>,
+    state_dir: &Path,
+    check: &mut Check,
+) -> Vec<Arc<Channel>> {
+    let mut channels = Vec::new();
+    for (name, config) in configs {
+        let span = config.span();
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+            check.problem(span, format!("\"{name}\" is no name for a channel; use letters, digits, - and _"));
+            continue;
+        }
+        let (common, config) = config.into_inner();
+        channels.extend(config.build(name, common, state_dir, check).map(Arc::new));
+    }
+    channels
+}

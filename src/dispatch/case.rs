@@ -1,0 +1,386 @@
+//! What to do about an activation: one pure function from what is known to the next step.
+//!
+//! Every rule of fallback, escalation and expiry is here. A case is looked at whenever something happened to it or a
+//! time of it has come; looking twice changes nothing.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::channel::OnUncertain;
+use crate::directory::Lookup;
+use crate::directory::LookupError;
+use crate::outbox::Case;
+use crate::outbox::CaseDelivery;
+use crate::outbox::CaseState;
+use crate::outbox::Escalate;
+use crate::outbox::Limit;
+use crate::outbox::NewDelivery;
+use crate::outbox::Role;
+use crate::outbox::State;
+use crate::outbox::Step;
+use crate::routing::Route;
+
+/// What a case needs to know of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Its name.
+    pub name: String,
+    /// It carries the code.
+    pub reveals: bool,
+    /// It reaches a person, so that one must be found.
+    pub needs_person: bool,
+    /// An operator must act before it works again.
+    pub suspended: bool,
+    /// What to do when an outcome is unknown.
+    pub on_uncertain: OnUncertain,
+}
+
+/// Everything that is known when a case is looked at.
+pub struct Situation<'a> {
+    /// The case.
+    pub case: &'a Case,
+    /// The route that matches it.
+    pub route: Option<&'a Route>,
+    /// Every configured channel.
+    pub channels: &'a [Facts],
+    /// What the directories said; `None` unless the case is [`CaseState::Received`] and holds a code.
+    pub lookup: Option<Result<Lookup, LookupError>>,
+    /// `mismatch = "hold"`.
+    pub hold_mismatch: bool,
+    /// `[limits] per_person`: so many activations in such a time.
+    pub limit: (u32, Duration),
+    /// Who hears of an activation that matches no route.
+    pub escalate_unrouted: &'a [String],
+    /// The wait before the next look-up, should the directories be away.
+    pub lookup_wait: Duration,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// The next step, and how the case ended if it has just ended.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// What the outbox carries out.
+    pub step: Step,
+    /// `activations_ended_total`.
+    pub ended: Option<&'static str>,
+    /// Another address stands in the message than the one found (masked).
+    pub mismatch: Option<String>,
+}
+
+/// How long before expiry somebody is told that a code has not been accepted: a quarter of its life, at most 12 h.
+fn warning_time(case: &Case) -> Timestamp {
+    let early = (case.activation.validity / 4).min(Duration::from_secs(12 * 3600));
+    case.activation.expires_at.saturating_sub(early).unwrap_or(case.activation.expires_at)
+}
+
+fn after(time: Timestamp, wait: Duration) -> Timestamp {
+    time.saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+/// Decides. The step is right for the case as it was leased; the outbox refuses it if the case has changed since.
+pub fn decide(situation: Situation<'_>) -> Decision {
+    let mut decision = Deciding { on: situation, decision: Decision::default() };
+    decision.decide();
+    decision.decision
+}
+
+struct Deciding<'a> {
+    on: Situation<'a>,
+    decision: Decision,
+}
+
+impl Deciding<'_> {
+    fn decide(&mut self) {
+        let case = self.on.case;
+        match case.state {
+            CaseState::Recorded | CaseState::Superseded | CaseState::Cancelled => return,
+            CaseState::Expired => return self.expire(),
+            _ if self.on.now >= case.activation.expires_at => return self.expire(),
+            CaseState::Received => self.receive(),
+            CaseState::Routed | CaseState::NeedsAttention => {}
+        }
+        if self.decision.step.state != Some(CaseState::NeedsAttention) || !self.decision.step.deliver.is_empty() {
+            self.follow_up();
+        }
+        self.tell_of_deliveries();
+        self.warn_before_expiry();
+        self.next_look();
+    }
+
+    // === The first look: is there a code, a route, a person? ===
+
+    fn receive(&mut self) {
+        let case = self.on.case;
+        if case.activation.code.is_none() {
+            return self.need_attention(
+                "no-code",
+                "A FortiGate sent an activation code, but its log shows none",
+                "the log shows no code; read it on the FortiGate (config user fortitoken) or send it again from there",
+                None,
+            );
+        }
+        let Some(route) = self.on.route else {
+            return self.need_attention(
+                "no-route",
+                "An activation code matches no [[route]]",
+                "no [[route]] matches",
+                Some("failed"),
+            );
+        };
+        let (recipient, missing) = match self.on.lookup.take() {
+            Some(Ok(Lookup::Found { recipient, mismatch, .. })) => {
+                if let Some(other) = mismatch {
+                    if self.on.hold_mismatch && !case.released {
+                        let reason = format!("another address than the one found stands in the message: {other}");
+                        return self.need_attention("held", "An activation is held", &reason, Some("held"));
+                    }
+                    self.decision.mismatch = Some(other);
+                }
+                (Some(recipient), None)
+            }
+            Some(Ok(Lookup::Unknown { reason, .. } | Lookup::Outside { reason, .. })) => (None, Some(reason)),
+            Some(Err(LookupError::Ambiguous(reason))) => (None, Some(reason)),
+            Some(Err(LookupError::Unavailable(reason))) => {
+                // What needs no person goes out at once; the rest waits for the directory.
+                self.deliver(&route.to, Role::To, false);
+                self.decision.step.reason = Some(reason);
+                self.decision.step.count_attempt = true;
+                self.decision.step.due_at = Some(after(self.on.now, self.on.lookup_wait));
+                return;
+            }
+            None => (None, Some("nobody was looked up".to_owned())),
+        };
+        let needs_person = |names: &[String]| names.iter().filter_map(|n| self.facts(n)).any(|c| c.needs_person);
+        match missing {
+            Some(reason) if needs_person(&route.to) => {
+                self.need_attention("no-recipient", "No recipient is found for an activation code", &reason, Some("no_recipient"));
+                self.deliver(&route.to, Role::To, false);
+                self.deliver(&route.fallback, Role::Fallback, false);
+            }
+            _ => {
+                self.deliver(&route.to, Role::To, recipient.is_some());
+                self.decision.step.state = Some(CaseState::Routed);
+                let key = recipient.as_ref().map_or_else(
+                    || format!("{}\u{0}{}\u{0}{}", case.activation.device.id, case.activation.device.vdom, case.activation.person),
+                    |r| r.email.to_lowercase(),
+                );
+                let (count, window) = self.on.limit;
+                let held = self.escalations("held", "An activation is held: more than the limit for one person", "over [limits] per_person");
+                self.decision.step.limit = Some(Limit { key, count, window, held });
+                self.decision.step.recipient = recipient;
+            }
+        }
+    }
+
+    fn deliver(&mut self, names: &[String], role: Role, with_person: bool) {
+        for name in names {
+            let exists = self.on.case.deliveries.iter().any(|d| d.channel == *name)
+                || self.decision.step.deliver.iter().any(|d| d.channel == *name);
+            let Some(channel) = self.facts(name) else { continue };
+            if !exists && (with_person || !channel.needs_person) {
+                let new = NewDelivery { channel: name.clone(), role, on_uncertain: channel.on_uncertain };
+                self.decision.step.deliver.push(new);
+            }
+        }
+    }
+
+    // === Later looks: has it arrived, does the fallback start? ===
+
+    fn follow_up(&mut self) {
+        let case = self.on.case;
+        let Some(route) = self.on.route else { return };
+        if case.reached {
+            return self.arrived();
+        }
+        let carriers = |names: &[String]| -> Vec<String> {
+            names.iter().filter(|n| self.facts(n).is_some_and(|c| c.reveals)).cloned().collect()
+        };
+        let (to, fallback) = (carriers(&route.to), carriers(&route.fallback));
+        if to.is_empty() && fallback.is_empty() {
+            return self.nothing_to_reach();
+        }
+        if self.decision.step.state.unwrap_or(case.state) == CaseState::NeedsAttention {
+            return;
+        }
+        let late = self.on.now >= after(case.activation.received_at, route.fallback_after);
+        let started = !case.deliveries.is_empty() || !self.decision.step.deliver.is_empty();
+        if late || (started && to.iter().all(|n| self.is_out(n))) {
+            let found = case.recipient.is_some() || self.decision.step.recipient.is_some();
+            self.deliver(&route.fallback, Role::Fallback, found);
+        }
+        let fallback_is_out = fallback.iter().all(|n| self.is_out(n));
+        let very_late = self.on.now >= after(case.activation.received_at, route.fallback_after * 2);
+        if (late && fallback_is_out) || very_late {
+            self.tell("late", "An activation code has not been accepted in time", "not accepted yet");
+        }
+        let all_failed = self.decision.step.deliver.is_empty()
+            && case.deliveries.iter().any(|d| d.state == State::Failed)
+            && case.deliveries.iter().all(|d| d.state.is_final());
+        if all_failed {
+            self.end("failed");
+        }
+    }
+
+    /// Only notices go out, so acceptance of all of them is the end.
+    fn nothing_to_reach(&mut self) {
+        let deliveries = &self.on.case.deliveries;
+        if !deliveries.is_empty() && self.decision.step.deliver.is_empty() && deliveries.iter().all(|d| d.state.is_final()) {
+            let any = deliveries.iter().any(|d| d.state == State::Accepted);
+            self.end(if any { "accepted" } else { "failed" });
+        }
+    }
+
+    fn arrived(&mut self) {
+        let by_fallback =
+            self.on.case.deliveries.iter().any(|d| d.state == State::Accepted && d.role == Role::Fallback && self.reveals(&d.channel));
+        let ends = if by_fallback { Role::To } else { Role::Fallback };
+        let end = self
+            .on
+            .case
+            .deliveries
+            .iter()
+            .filter(|d| d.role == ends && !d.state.is_final() && self.reveals(&d.channel))
+            .map(|d| (d.id.clone(), State::Cancelled, "another channel reached the person".to_owned()));
+        let end: Vec<_> = end.collect();
+        self.decision.step.end.extend(end);
+        self.end("accepted");
+    }
+
+    /// This channel will not bring the code unless somebody acts.
+    fn is_out(&self, name: &str) -> bool {
+        let suspended = self.facts(name).is_none_or(|c| c.suspended);
+        match self.on.case.deliveries.iter().find(|d| d.channel == name) {
+            Some(d) => (d.state.is_final() && d.state != State::Accepted) || d.state == State::NeedsAttention || suspended,
+            None => {
+                let starting = self.decision.step.deliver.iter().any(|d| d.channel == name);
+                !starting || suspended
+            }
+        }
+    }
+
+    // === Expiry ===
+
+    fn expire(&mut self) {
+        let case = self.on.case;
+        self.decision.step.wipe = true;
+        let open: Vec<_> = case.deliveries.iter().filter(|d| !d.state.is_final() && d.state != State::Sending).collect();
+        let was = "the code's life ended";
+        self.decision.step.end = open.iter().map(|d| (d.id.clone(), State::Expired, was.to_owned())).collect();
+        let expired = !open.is_empty() || case.deliveries.iter().any(|d| d.state == State::Expired);
+        if !case.reached && case.deliveries.iter().all(|d| d.state != State::Accepted) {
+            if case.state != CaseState::Expired {
+                self.decision.step.state = Some(CaseState::Expired);
+                self.decision.step.reason = Some(was.to_owned());
+            }
+            self.end("expired");
+        }
+        if !case.reached || expired {
+            let detail = if case.activation.expires_at <= case.activation.received_at {
+                "expired on arrival: device clock or old log"
+            } else {
+                "expired before it was accepted; send a new one from the FortiGate"
+            };
+            self.tell("expired", "An activation code has expired", detail);
+        }
+        self.tell_of_deliveries();
+    }
+
+    fn warn_before_expiry(&mut self) {
+        let case = self.on.case;
+        let at = warning_time(case);
+        if !case.reached && self.on.now >= at && case.activation.received_at < at {
+            self.tell("expiring", "An activation code will expire soon and has not been accepted", "not accepted yet");
+        }
+    }
+
+    // === What is said, and when to look again ===
+
+    fn tell_of_deliveries(&mut self) {
+        for CaseDelivery { id, channel, state, last_error, .. } in &self.on.case.deliveries {
+            let why = last_error.as_deref().unwrap_or("no reason given");
+            match state {
+                State::Failed => {
+                    self.tell_once(&format!("failed:{id}"), "failed", "A delivery failed", &format!("{channel}: {why}"));
+                }
+                State::NeedsAttention => {
+                    self.tell_once(&format!("held:{id}"), "held", "A delivery waits for a decision", &format!("{channel}: {why}"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn need_attention(&mut self, reason: &str, text: &str, detail: &str, ended: Option<&'static str>) {
+        self.decision.step.state = Some(CaseState::NeedsAttention);
+        self.decision.step.reason = Some(detail.to_owned());
+        self.tell(reason, text, detail);
+        if let Some(outcome) = ended {
+            self.end(outcome);
+        }
+    }
+
+    fn tell(&mut self, reason: &str, text: &str, detail: &str) {
+        self.tell_once(reason, reason, text, detail);
+    }
+
+    fn tell_once(&mut self, key: &str, reason: &str, text: &str, detail: &str) {
+        if self.on.case.told.iter().any(|t| t == key) {
+            return;
+        }
+        let escalations = self.escalations(reason, text, detail);
+        self.decision.step.escalate.extend(escalations);
+        self.decision.step.told.push(key.to_owned());
+    }
+
+    fn escalations(&self, reason: &str, text: &str, detail: &str) -> Vec<Escalate> {
+        let names = self.on.route.map_or(self.on.escalate_unrouted, |r| &r.escalate);
+        let activation = &self.on.case.activation;
+        let (device, user) = (&activation.device, &activation.user);
+        let user = if user.is_empty() { "(no user)" } else { user };
+        let subject = format!("{user} on {} ({}): {detail}", device.name, device.vdom);
+        names
+            .iter()
+            .filter(|n| self.facts(n).is_some())
+            .map(|n| Escalate { channel: n.clone(), reason: reason.to_owned(), text: text.to_owned(), subject: subject.clone() })
+            .collect()
+    }
+
+    /// Counts the end once.
+    fn end(&mut self, outcome: &'static str) {
+        let key = format!("ended:{outcome}");
+        if !self.on.case.told.contains(&key) {
+            self.decision.step.told.push(key);
+            self.decision.ended = Some(outcome);
+        }
+    }
+
+    fn next_look(&mut self) {
+        let case = self.on.case;
+        let open = case.deliveries.iter().any(|d| !d.state.is_final())
+            || !self.decision.step.deliver.is_empty()
+            || self.decision.step.state.unwrap_or(case.state) != CaseState::Routed;
+        if !open {
+            return;
+        }
+        let mut times = vec![case.activation.expires_at];
+        if !case.reached {
+            times.push(warning_time(case));
+            if let Some(route) = self.on.route {
+                times.push(after(case.activation.received_at, route.fallback_after));
+                times.push(after(case.activation.received_at, route.fallback_after * 2));
+            }
+        }
+        times.extend(self.decision.step.due_at);
+        self.decision.step.due_at = times.into_iter().filter(|t| *t > self.on.now).min();
+    }
+
+    fn facts(&self, name: &str) -> Option<&Facts> {
+        self.on.channels.iter().find(|c| c.name == name)
+    }
+
+    fn reveals(&self, name: &str) -> bool {
+        self.facts(name).is_some_and(|c| c.reveals)
+    }
+}

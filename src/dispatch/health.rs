@@ -1,0 +1,156 @@
+//! How a channel fares: whether it has proven itself, waits, or is suspended until an operator acts.
+
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+/// A suspended channel tries one delivery in this time.
+pub const PROBE_EVERY: Duration = Duration::from_secs(300);
+
+/// The health of one channel since start or reload.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: Mutex<HealthState>,
+    /// Wakes the channel's worker after a change from outside.
+    pub changed: Notify,
+}
+
+/// What is known at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthState {
+    /// It has succeeded once since start, reload or suspension: only then may it use all its connections.
+    pub proven: bool,
+    /// Nothing is tried before.
+    pub wait_until: Option<Timestamp>,
+    /// Why it waits for an operator.
+    pub suspended: Option<String>,
+    /// An operator asked for one try in spite of a wait.
+    pub lifted: bool,
+    /// When its next hop last took something.
+    pub last_success: Option<Timestamp>,
+}
+
+/// What a change of health means to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing to tell.
+    None,
+    /// It has just been suspended.
+    Suspended,
+    /// It works again after a suspension.
+    Resumed,
+}
+
+impl Health {
+    fn lock(&self) -> MutexGuard<'_, HealthState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of the present state.
+    pub fn look(&self) -> HealthState {
+        self.lock().clone()
+    }
+
+    /// How many tries may start now beside `running` ones; 0 before [`HealthState::wait_until`].
+    pub fn may_start(&self, running: usize, concurrency: usize, now: Timestamp) -> usize {
+        let state = self.lock();
+        let waits = state.wait_until.is_some_and(|until| until > now) && !state.lifted;
+        let most = if state.proven && state.suspended.is_none() { concurrency } else { 1 };
+        if waits { 0 } else { most.saturating_sub(running) }
+    }
+
+    /// A try begins: it uses up what an operator lifted, and a suspended channel's probe.
+    pub fn started(&self, now: Timestamp) {
+        let mut state = self.lock();
+        state.lifted = false;
+        if state.suspended.is_some() {
+            state.wait_until = now.checked_add(PROBE_EVERY).ok();
+        }
+    }
+
+    /// The next hop took something.
+    pub fn succeeded(&self, now: Timestamp) -> Change {
+        let mut state = self.lock();
+        let was_suspended = state.suspended.take().is_some();
+        *state = HealthState { proven: true, last_success: Some(now), ..HealthState::default() };
+        if was_suspended { Change::Resumed } else { Change::None }
+    }
+
+    /// The next hop is away for all deliveries; the channel waits, never longer than before.
+    pub fn away(&self, until: Timestamp) {
+        let mut state = self.lock();
+        if state.suspended.is_none() {
+            state.wait_until = Some(until);
+        }
+    }
+
+    /// The next hop answered, though not with acceptance: the way there is open, and no wait is left.
+    pub fn answered(&self) {
+        let mut state = self.lock();
+        if state.suspended.is_none() {
+            state.wait_until = None;
+        }
+    }
+
+    /// An operator must act.
+    pub fn suspend(&self, reason: &str, now: Timestamp) -> Change {
+        let mut state = self.lock();
+        let change = if state.suspended.is_none() { Change::Suspended } else { Change::None };
+        state.suspended = Some(reason.to_owned());
+        state.proven = false;
+        state.wait_until = now.checked_add(PROBE_EVERY).ok();
+        change
+    }
+
+    /// One try in spite of any wait.
+    pub fn lift(&self) {
+        self.lock().lifted = true;
+        self.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn an_unproven_channel_uses_one_connection() {
+        let health = Health::default();
+        assert_eq!(health.may_start(0, 4, at(0)), 1);
+        assert_eq!(health.may_start(1, 4, at(0)), 0);
+        assert_eq!(health.succeeded(at(0)), Change::None);
+        assert_eq!(health.may_start(1, 4, at(0)), 3);
+    }
+
+    #[test]
+    fn a_suspended_channel_probes_once_in_five_minutes_and_resumes_by_itself() {
+        let health = Health::default();
+        assert_eq!(health.suspend("535", at(0)), Change::Suspended);
+        assert_eq!(health.may_start(0, 4, at(299)), 0);
+        assert_eq!(health.may_start(0, 4, at(300)), 1);
+        health.started(at(300));
+        assert_eq!(health.suspend("535", at(301)), Change::None, "told once");
+        assert_eq!(health.may_start(0, 4, at(400)), 0);
+        assert_eq!(health.succeeded(at(601)), Change::Resumed);
+        assert_eq!(health.may_start(0, 4, at(601)), 4);
+    }
+
+    #[test]
+    fn an_operator_lifts_a_wait_for_one_try() {
+        let health = Health::default();
+        health.away(at(100));
+        assert_eq!(health.may_start(0, 4, at(0)), 0);
+        health.lift();
+        assert_eq!(health.may_start(0, 4, at(0)), 1);
+        health.started(at(0));
+        assert_eq!(health.may_start(0, 4, at(0)), 0);
+    }
+}

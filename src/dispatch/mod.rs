@@ -1,0 +1,283 @@
+//! From an accepted activation to accepted messages: cases are decided, channels work, codes are wiped in time.
+
+pub mod case;
+pub mod health;
+pub mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing::warn;
+
+use crate::backoff::Backoff;
+use crate::channel::Channel;
+use crate::directory::Directories;
+use crate::dispatch::case::Facts;
+use crate::dispatch::case::Situation;
+use crate::dispatch::health::Health;
+use crate::dispatch::health::HealthState;
+use crate::dispatch::worker::Worker;
+use crate::limits::Limits;
+use crate::metrics;
+use crate::metrics::Metrics;
+use crate::outbox::Case;
+use crate::outbox::CaseState;
+use crate::outbox::Outbox;
+use crate::outbox::OutboxError;
+use crate::recipients::Mismatch;
+use crate::routing::Routes;
+use crate::template::Templates;
+
+/// So many cases are leased at once, and so many are looked up at the same time.
+const CASES_AT_ONCE: usize = 32;
+/// Longer than any directory may take.
+const CASE_LEASE: Duration = Duration::from_secs(120);
+/// The longest sleep, so that a clock that was set back can't stop the cases.
+const POLL: Duration = Duration::from_secs(10);
+/// The shortest sleep, so that a case that can't be leased yet costs no processor.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+/// The wait before the outbox is asked again after it failed.
+const OUTBOX_PAUSE: Duration = Duration::from_secs(1);
+/// How often codes past use are wiped and old history is dropped.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// What a configuration says about everything behind the outbox. Replaced as a whole on reload.
+pub struct Settings {
+    /// Who people are.
+    pub directories: Directories,
+    /// Which channels an activation takes.
+    pub routes: Routes,
+    /// The ways out.
+    pub channels: Vec<Arc<Channel>>,
+    /// What is said.
+    pub templates: Templates,
+    /// What one person may get.
+    pub limits: Limits,
+    /// Another address in the message than the one found.
+    pub mismatch: Mismatch,
+    /// How long history is kept.
+    pub retention: Duration,
+}
+
+/// Runs the cases and the channels.
+pub struct Dispatcher {
+    outbox: Arc<dyn Outbox>,
+    metrics: Metrics,
+    board: Mutex<BTreeMap<String, Arc<Health>>>,
+}
+
+/// A number in 0..1 for a wait.
+pub fn jitter() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness waits still spread by the clock; nothing secret hangs on it.
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        return f64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 1000) / 1000.0;
+    }
+    f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}
+
+impl Dispatcher {
+    /// A dispatcher that does nothing yet.
+    pub fn new(outbox: Arc<dyn Outbox>, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self { outbox, metrics, board: Mutex::default() })
+    }
+
+    /// The health of every channel, by name.
+    pub fn board(&self) -> Vec<(String, HealthState)> {
+        self.healths().iter().map(|(name, health)| (name.clone(), health.look())).collect()
+    }
+
+    /// An operator wants `channel` to try once in spite of a wait.
+    pub fn lift(&self, channel: &str) {
+        if let Some(health) = self.healths().get(channel) {
+            health.lift();
+        }
+    }
+
+    fn healths(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Health>>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs until `shutdown`, then finishes the tries under way. New settings start new workers at once; the tries of
+    /// the old ones end by the old settings.
+    pub async fn run(
+        self: Arc<Self>,
+        mut settings: watch::Receiver<Arc<Settings>>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&self).run_cases(settings.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self).run_sweeps(settings.clone(), shutdown.clone()));
+        while !shutdown.is_cancelled() {
+            let stop = shutdown.child_token();
+            let current = Arc::clone(&settings.borrow_and_update());
+            self.start_workers(&current, &mut tasks, &stop).await;
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    changed = settings.changed() => {
+                        changed?;
+                        break;
+                    }
+                    Some(ended) = tasks.join_next() => ended?, // a worker of older settings; a panic ends the process
+                }
+            }
+            stop.cancel();
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended?;
+        }
+        Ok(())
+    }
+
+    async fn start_workers(&self, settings: &Arc<Settings>, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+        let names: Vec<String> = settings.channels.iter().map(|c| c.name.clone()).collect();
+        match self.outbox.fail_orphans(&names, Timestamp::now()).await {
+            Ok(0) => {}
+            Ok(n) => warn!("{n} deliveries of channels that are no longer configured have failed"),
+            Err(e) => warn!("Deliveries of channels that are no longer configured can't be ended yet: {e}"),
+        }
+        let mut board = BTreeMap::new();
+        for channel in &settings.channels {
+            let health = Arc::new(Health::default());
+            self.metrics.channel_suspended.get_or_create(&metrics::Channel { channel: channel.name.clone() }).set(0);
+            board.insert(channel.name.clone(), Arc::clone(&health));
+            let worker = Worker {
+                channel: Arc::clone(channel),
+                health,
+                outbox: Arc::clone(&self.outbox),
+                settings: Arc::clone(settings),
+                metrics: self.metrics.clone(),
+            };
+            tasks.spawn(Arc::new(worker).run(stop.clone()));
+        }
+        *self.healths() = board;
+    }
+
+    // === Cases ===
+
+    async fn run_cases(self: Arc<Self>, settings: watch::Receiver<Arc<Settings>>, shutdown: CancellationToken) {
+        let mut changed = self.outbox.cases_changed();
+        while !shutdown.is_cancelled() {
+            changed.mark_unchanged();
+            let now = Timestamp::now();
+            let pause = match self.outbox.lease_cases(CASES_AT_ONCE, now, CASE_LEASE).await {
+                Ok(leased) if leased.items.is_empty() => leased
+                    .next
+                    .map_or(POLL, |t| Duration::try_from(t.duration_since(now)).unwrap_or_default())
+                    .clamp(SHORTEST_PAUSE, POLL),
+                Ok(leased) => {
+                    let current = Arc::clone(&settings.borrow());
+                    stream::iter(&leased.items)
+                        .for_each_concurrent(CASES_AT_ONCE, |case| self.step(case, &current))
+                        .await;
+                    continue;
+                }
+                Err(e) => {
+                    warn!("Cases can't be leased: {e}");
+                    OUTBOX_PAUSE
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                Ok(()) = changed.changed() => {}
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn step(&self, case: &Case, settings: &Settings) {
+        let route = settings.routes.find(&case.activation);
+        let channels = self.facts(settings);
+        let lookup = if case.state == CaseState::Received && case.activation.code.is_some() && route.is_some() {
+            let domains = route.and_then(|r| r.domains.as_deref());
+            Some(settings.directories.find(&case.activation, domains).await)
+        } else {
+            None
+        };
+        let now = Timestamp::now();
+        let due = Backoff::new(case.activation.expires_at).due(case.attempt + 1, now, None, jitter());
+        let decision = case::decide(Situation {
+            case,
+            route,
+            channels: &channels,
+            lookup,
+            hold_mismatch: settings.mismatch == Mismatch::Hold,
+            limit: settings.limits.per_person(),
+            escalate_unrouted: &settings.routes.escalate_all(),
+            lookup_wait: Duration::try_from(due.duration_since(now)).unwrap_or_default(),
+            now,
+        });
+        if let Some(other) = &decision.mismatch {
+            warn!(activation.id = %case.id, "Another address than the one found stands in the message: {other}");
+        }
+        let (state, reason) = (decision.step.state, decision.step.reason.clone());
+        match self.outbox.advance(case, decision.step, now).await {
+            Ok(()) => {
+                if let Some(outcome) = decision.ended {
+                    self.metrics.ended(outcome);
+                }
+                if let Some(state) = state {
+                    let activation = &case.activation;
+                    let why = reason.map(|r| format!(": {r}")).unwrap_or_default();
+                    info!(activation.id = %case.id, user = %activation.user, device = %activation.device.name, "{} is {}{why}", case.id, word(state));
+                }
+            }
+            Err(OutboxError::LostLease) => {}
+            Err(e) => warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id),
+        }
+    }
+
+    fn facts(&self, settings: &Settings) -> Vec<Facts> {
+        let board = self.healths();
+        settings
+            .channels
+            .iter()
+            .map(|c| Facts {
+                name: c.name.clone(),
+                reveals: c.reveals,
+                needs_person: c.needs_person,
+                suspended: board.get(&c.name).is_some_and(|h| h.look().suspended.is_some()),
+                on_uncertain: c.on_uncertain,
+            })
+            .collect()
+    }
+
+    // === Sweeping ===
+
+    async fn run_sweeps(self: Arc<Self>, settings: watch::Receiver<Arc<Settings>>, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
+            let retention = settings.borrow().retention;
+            if let Err(e) = self.outbox.sweep(Timestamp::now(), retention).await {
+                warn!("Codes past use can't be wiped yet: {e}");
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = sleep(SWEEP_EVERY) => {}
+            }
+        }
+    }
+}
+
+fn word(state: CaseState) -> &'static str {
+    match state {
+        CaseState::Received => "received",
+        CaseState::Routed => "on its way",
+        CaseState::NeedsAttention => "waiting for a person",
+        CaseState::Expired => "expired",
+        CaseState::Superseded => "superseded",
+        CaseState::Cancelled => "cancelled",
+        CaseState::Recorded => "recorded",
+    }
+}

@@ -1,0 +1,295 @@
+//! One channel's worker: leases what is due, sends it, settles it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use tracing::info;
+use tracing::warn;
+
+use crate::backoff::Backoff;
+use crate::channel::Attempt;
+use crate::channel::Channel;
+use crate::channel::Commit;
+use crate::channel::OnUncertain;
+use crate::channel::SendError;
+use crate::channel::Transcript;
+use crate::dispatch::Settings;
+use crate::dispatch::health::Change;
+use crate::dispatch::health::Health;
+use crate::dispatch::jitter;
+use crate::message::Notification;
+use crate::message::Recipient;
+use crate::metrics;
+use crate::metrics::Metrics;
+use crate::outbox::Escalate;
+use crate::outbox::Lease;
+use crate::outbox::Outbox;
+use crate::outbox::OutboxError;
+use crate::outbox::Settlement;
+use crate::outbox::Work;
+use crate::secret::Secret;
+use crate::secret::mask_address;
+use crate::template::Style;
+
+/// From lease to commit point: longer than all of a channel's steps before it together.
+const LEASE: Duration = Duration::from_secs(300);
+/// From the commit point to the answer: longer than the ten minutes that a mail's final dot may take.
+const SENDING_LEASE: Duration = Duration::from_secs(900);
+/// The longest sleep, so that a clock that was set back can't stop a channel.
+const POLL: Duration = Duration::from_secs(10);
+/// The shortest sleep, so that a delivery that can't be leased yet costs no processor.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+/// The wait before the outbox is asked again after it failed.
+const OUTBOX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Works for one channel until it is told to stop.
+pub struct Worker {
+    /// The channel.
+    pub channel: Arc<Channel>,
+    /// How it fares.
+    pub health: Arc<Health>,
+    /// Where deliveries come from.
+    pub outbox: Arc<dyn Outbox>,
+    /// Templates and routes.
+    pub settings: Arc<Settings>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl Worker {
+    /// Runs until `stop`; then finishes the tries that are under way and leases no more.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut changed = self.outbox.deliveries_changed();
+        let mut tries = JoinSet::new();
+        while !stop.is_cancelled() {
+            while tries.try_join_next().is_some() {}
+            changed.mark_unchanged();
+            let now = Timestamp::now();
+            let free = self.health.may_start(tries.len(), self.channel.concurrency, now);
+            let mut next = None;
+            if free > 0 {
+                match self.outbox.lease_deliveries(&self.channel.name, free, now, LEASE).await {
+                    Ok(leased) => {
+                        if !leased.items.is_empty() {
+                            self.health.started(now);
+                        }
+                        next = leased.next;
+                        for lease in leased.items {
+                            tries.spawn(Arc::clone(&self).attempt(lease));
+                        }
+                    }
+                    Err(e) => {
+                        warn!(channel = %self.channel.name, "Deliveries can't be leased: {e}");
+                        next = Some(now.saturating_add(OUTBOX_PAUSE).unwrap_or(now));
+                    }
+                }
+            }
+            self.rest(free, next, &mut changed, &mut tries, &stop).await;
+        }
+        while tries.join_next().await.is_some() {}
+    }
+
+    /// Sleeps until there may be something to do.
+    async fn rest(
+        &self,
+        free: usize,
+        next: Option<Timestamp>,
+        changed: &mut watch::Receiver<u64>,
+        tries: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) {
+        let wait_until = self.health.look().wait_until;
+        let waiting = free == 0 && tries.is_empty();
+        let until = if waiting { wait_until } else { next };
+        let pause = until.map_or(POLL, |t| Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default().clamp(SHORTEST_PAUSE, POLL));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.health.changed.notified() => {}
+            Ok(()) = changed.changed(), if free > 0 => {}
+            Some(_) = tries.join_next() => {}
+            () = sleep(pause) => {}
+        }
+    }
+
+    async fn attempt(self: Arc<Self>, lease: Lease) {
+        let channel = &self.channel;
+        let settlement = match self.render(&lease) {
+            _ if Timestamp::now() >= lease.expires_at => Settlement::Expired { reason: "the code's life ended".to_owned() },
+            Ok((note, recipient)) => {
+                let sent = self.send(&lease, &note, recipient).await;
+                self.judge(&lease, recipient, sent).await
+            }
+            Err(reason) => Settlement::Failed { reason },
+        };
+        let outcome = match &settlement {
+            Settlement::Accepted { .. } => "accepted",
+            Settlement::Retry { .. } => "retried",
+            Settlement::Failed { .. } | Settlement::Hold { .. } => "failed",
+            Settlement::Expired { .. } => "expired",
+        };
+        self.metrics.delivery(&channel.name, outcome);
+        self.settle(&lease, settlement).await;
+    }
+
+    fn render<'l>(&self, lease: &'l Lease) -> Result<(Notification, Option<&'l Recipient>), String> {
+        let style = |language| Style { reveal: self.channel.reveals, time_zone: &self.channel.time_zone, language, id: &lease.message_id };
+        let rendered = match &lease.work {
+            Work::Activation { activation, recipient } => {
+                let language = self.settings.routes.find(activation).and_then(|r| r.language.as_deref());
+                let note = self.settings.templates.activation(activation, recipient.as_ref(), &style(language));
+                (note, recipient.as_ref())
+            }
+            Work::Escalation(escalation) => (self.settings.templates.escalation(escalation, &style(None)), None),
+        };
+        match rendered {
+            (Ok(note), recipient) => Ok((note, recipient)),
+            (Err(e), _) => Err(format!("the message can't be written: {e}")),
+        }
+    }
+
+    async fn send(&self, lease: &Lease, note: &Notification, to: Option<&Recipient>) -> Result<String, SendError> {
+        let code = match &lease.work {
+            Work::Activation { activation, .. } => activation.code.as_ref().map(|c| c.secret()),
+            Work::Escalation(_) => None,
+        };
+        let redactor = self.channel.redactor.with(code.into_iter().chain(to.map(|r| Secret::new(r.email.clone()))));
+        let commit = BeginSend { outbox: &self.outbox, lease };
+        let transcript = Transcript::off();
+        let attempt = Attempt { to, note, commit: &commit, redactor: &redactor, transcript: &transcript };
+        self.channel.carrier.send(&attempt).await.map(|receipt| receipt.said)
+    }
+
+    /// What a try's end means for the delivery and for the channel.
+    async fn judge(&self, lease: &Lease, to: Option<&Recipient>, sent: Result<String, SendError>) -> Settlement {
+        let (name, now) = (&self.channel.name, Timestamp::now());
+        let retry = |reason: String, after: Option<Duration>| Settlement::Retry {
+            due_at: Backoff::new(lease.expires_at).due(lease.attempt, now, after, jitter()),
+            reason,
+        };
+        match sent {
+            Ok(receipt) => {
+                if self.health.succeeded(now) == Change::Resumed {
+                    self.metrics.suspended(name, false);
+                    info!(channel = %name, "Channel {name} works again");
+                    self.tell("resumed", &format!("Channel {name} works again"), "it took a message").await;
+                }
+                self.metrics.channel_success(name, now, lease.received_at);
+                let person = to.map_or_else(String::new, |r| format!(" to {}", mask_address(&r.email)));
+                info!(delivery.id = %lease.id, channel = %name, attempt = lease.attempt, "Accepted: {}{person} by {name}: {receipt}", lease.id);
+                let reached = self.channel.reveals && matches!(lease.work, Work::Activation { .. });
+                Settlement::Accepted { receipt, reached }
+            }
+            Err(SendError::Transient { reason, after }) => {
+                self.health.answered();
+                self.failed(lease, "tried again later", &reason);
+                retry(reason, after)
+            }
+            Err(SendError::Away { reason, after }) => {
+                // The channel waits no longer than the shortest wait a delivery could have.
+                self.health.away(Backoff::new(lease.expires_at).due(1, now, after, jitter()));
+                self.failed(lease, "the channel is away", &reason);
+                retry(reason, after)
+            }
+            Err(SendError::Permanent { reason }) => {
+                self.health.answered();
+                self.failed(lease, "final", &reason);
+                Settlement::Failed { reason }
+            }
+            Err(SendError::Broken { reason }) => {
+                if self.health.suspend(&reason, now) == Change::Suspended {
+                    self.metrics.suspended(name, true);
+                    error!(channel = %name, "Channel {name} is suspended until an operator acts: {reason}");
+                    self.tell("suspended", &format!("Channel {name} is suspended until an operator acts"), &reason).await;
+                    if let Err(e) = self.outbox.wake_cases(name, now).await {
+                        warn!(channel = %name, "The fallbacks of {name} start later: {e}");
+                    }
+                }
+                retry(reason, Some(super::health::PROBE_EVERY))
+            }
+            Err(SendError::Unknown { reason }) => {
+                self.failed(lease, "outcome unknown", &reason);
+                match self.channel.on_uncertain {
+                    OnUncertain::Resend => retry(reason, None),
+                    OnUncertain::Hold => Settlement::Hold { reason: format!("it may have arrived: {reason}") },
+                }
+            }
+        }
+    }
+
+    fn failed(&self, lease: &Lease, class: &str, reason: &str) {
+        warn!(delivery.id = %lease.id, channel = %self.channel.name, attempt = lease.attempt, "Not accepted ({class}): {}: {reason}", lease.id);
+    }
+
+    /// Tells those who hear of this channel's routes.
+    async fn tell(&self, reason: &str, text: &str, detail: &str) {
+        let name = &self.channel.name;
+        let told = self.settings.routes.escalate_for(name);
+        let escalations = told
+            .into_iter()
+            .filter(|c| c != name)
+            .map(|channel| Escalate { channel, reason: format!("{reason}:{name}"), text: text.to_owned(), subject: detail.to_owned() })
+            .collect::<Vec<_>>();
+        if !escalations.is_empty()
+            && let Err(e) = self.outbox.escalate(escalations, Timestamp::now()).await
+        {
+            warn!(channel = %name, "Nobody could be told that {text}: {e}");
+        }
+    }
+
+    /// Writes the end of a try down. Until that is done the message would go out again, so it is tried as long as the lease lasts.
+    async fn settle(&self, lease: &Lease, settlement: Settlement) {
+        let end = Timestamp::now().saturating_add(LEASE).unwrap_or(Timestamp::MAX);
+        loop {
+            match self.outbox.settle(lease, settlement.clone(), Timestamp::now()).await {
+                Ok(()) => return,
+                Err(OutboxError::LostLease) => {
+                    return warn!(delivery.id = %lease.id, "The result of {} came after its lease had ended", lease.id);
+                }
+                Err(e) if Timestamp::now() < end => {
+                    warn!(delivery.id = %lease.id, "The result of {} can't be written yet: {e}", lease.id);
+                    sleep(OUTBOX_PAUSE).await;
+                }
+                Err(e) => return error!(delivery.id = %lease.id, "The result of {} is lost; it may go out again: {e}", lease.id),
+            }
+        }
+    }
+}
+
+struct BeginSend<'a> {
+    outbox: &'a Arc<dyn Outbox>,
+    lease: &'a Lease,
+}
+
+#[async_trait]
+impl Commit for BeginSend<'_> {
+    async fn commit(&self) -> Result<(), SendError> {
+        let now = Timestamp::now();
+        if now >= self.lease.expires_at {
+            return Err(SendError::Permanent { reason: "the code's life ended".to_owned() });
+        }
+        let until = now.saturating_add(SENDING_LEASE).unwrap_or(Timestamp::MAX);
+        self.outbox
+            .begin_send(self.lease, until)
+            .await
+            .map_err(|e| SendError::Transient { reason: e.to_string(), after: None })
+    }
+}
+
+impl Metrics {
+    fn suspended(&self, channel: &str, yes: bool) {
+        self.channel_suspended.get_or_create(&metrics::Channel { channel: channel.to_owned() }).set(i64::from(yes));
+    }
+
+    fn channel_success(&self, channel: &str, now: Timestamp, received_at: Timestamp) {
+        let label = metrics::Channel { channel: channel.to_owned() };
+        self.channel_last_success.get_or_create(&label).set(now.as_second() as f64);
+        self.delivery_seconds.get_or_create(&label).observe(now.duration_since(received_at).as_secs_f64());
+    }
+}
