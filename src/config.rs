@@ -114,12 +114,45 @@ impl Report {
     }
 }
 
-/// Reads and checks a file. `for_service`: the service is about to run with it, so its secrets must be readable.
-pub fn load(path: &Path, for_service: bool) -> Loaded {
+/// What a configuration is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To run with it: every secret must be readable.
+    Service,
+    /// To check it: a credential outside the unit is a note.
+    Check,
+    /// For a command that needs no secret: one that can't be read is a note.
+    Command,
+}
+
+/// Where the outbox is, whatever else is wrong with the file.
+pub fn state_dir(path: &Path) -> Result<PathBuf, String> {
+    let text = read(path)?;
+    let (root, _) = DeTable::parse_recoverable(&text);
+    let named = root.get_ref().get("state_dir").and_then(|v| v.get_ref().as_str().map(PathBuf::from));
+    Ok(state_dir_of(named, &directory(path)))
+}
+
+/// Relative to the file; by default where systemd put it, else `state` beside the file.
+fn state_dir_of(named: Option<PathBuf>, dir: &Path) -> PathBuf {
+    match named {
+        Some(path) => dir.join(path),
+        None => std::env::var_os("STATE_DIRECTORY").map_or_else(|| dir.join("state"), PathBuf::from),
+    }
+}
+
+fn directory(path: &Path) -> PathBuf {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())
+}
+
+/// Reads and checks a file.
+pub fn load(path: &Path, purpose: Use) -> Loaded {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let mut check = Check::new(dir, credentials, for_service);
+    let mut check = Check::new(directory(path), credentials, purpose == Use::Service);
+    if purpose == Use::Command {
+        check = check.without_secrets();
+    }
     let text = match read(path) {
         Ok(text) => text,
         Err(why) => {
@@ -403,9 +436,7 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
 
 impl File {
     fn build(self, check: &mut Check) -> Option<Config> {
-        let state_dir = self.state_dir.map(|p| check.path(&p)).unwrap_or_else(|| {
-            std::env::var_os("STATE_DIRECTORY").map_or_else(|| check.path(Path::new("state")), PathBuf::from)
-        });
+        let state_dir = state_dir_of(self.state_dir, &check.dir);
         let recipients = match self.recipients {
             Some(recipients) => recipients.build(check),
             None => {

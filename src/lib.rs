@@ -24,6 +24,16 @@ pub mod rules;
 pub mod syslog;
 
 pub mod channel;
+pub mod dispatch;
+
+pub mod readiness;
+pub mod seen;
+pub mod web;
+pub mod control;
+pub mod config;
+pub mod relay;
+pub mod logging;
+pub mod cli;
 pub mod directory;
 pub mod message;
 pub mod outbox;

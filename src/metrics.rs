@@ -133,6 +133,11 @@ impl ListenerMetrics {
         self.rejected[why as usize].inc();
     }
 
+    /// How many were turned away in all.
+    pub fn all_rejected(&self) -> u64 {
+        self.rejected.iter().map(Counter::get).sum()
+    }
+
     /// How many were turned away for this reason.
     pub fn rejected(&self, why: Rejected) -> u64 {
         self.rejected[why as usize].get()

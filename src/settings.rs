@@ -49,6 +49,7 @@ pub struct Check {
     pub credentials: Option<PathBuf>,
     /// The service is about to run: a secret that can't be read is then a problem, not a note.
     pub for_service: bool,
+    needs_secrets: bool,
     findings: Vec<Finding>,
 }
 
@@ -122,7 +123,7 @@ impl Check {
             From::Env(name) => match std::env::var(name) {
                 Ok(value) if !value.is_empty() => Some(Secret::new(value)),
                 _ => {
-                    self.problem(
+                    self.secret_problem(
                         span,
                         format!("the environment variable {name} is not set or empty"),
                     );
@@ -136,7 +137,7 @@ impl Check {
             From::Credential(name) => match self.credentials.clone() {
                 Some(dir) => self.secret_file(&dir.join(name), span),
                 None if self.for_service => {
-                    self.problem(
+                    self.secret_problem(
                         span,
                         format!("the credential {name} can't be read: $CREDENTIALS_DIRECTORY is not set (LoadCredential= in the unit sets it)"),
                     );
@@ -159,11 +160,11 @@ impl Check {
                 Some(Secret::new(text.trim_end_matches(['\r', '\n'])))
             }
             Ok(_) => {
-                self.problem(span, format!("{} is empty", path.display()));
+                self.secret_problem(span, format!("{} is empty", path.display()));
                 None
             }
             Err(e) => {
-                self.problem(span, format!("{} can't be read: {e}", path.display()));
+                self.secret_problem(span, format!("{} can't be read: {e}", path.display()));
                 None
             }
         }

@@ -1,0 +1,258 @@
+//! `explain`: what would happen to a line, and why. Sends nothing, stores nothing.
+
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::ConfigArg;
+use super::block_on;
+use crate::activation::Activation;
+use crate::activation::Device;
+use crate::activation::Stage;
+use crate::config::Config;
+use crate::directory::Lookup;
+use crate::frame::Frame;
+use crate::frame::Peer;
+use crate::pipeline::Verdict;
+use crate::secret::mask_address;
+
+/// The longest line that is read; longer ones are cut.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+
+/// Say what would happen to log lines, and why; nothing is sent or stored
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The log lines, one message a line; - is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Check `allow` and `peers` as if the lines came from here
+    #[arg(long, value_name = "ADDRESS")]
+    peer: Option<IpAddr>,
+    /// Check `allow` and `devices` of this listener
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// Show codes and addresses in full
+    #[arg(long)]
+    reveal: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// What would happen to one line.
+#[derive(Debug, Serialize)]
+struct Explanation {
+    line: u64,
+    verdict: &'static str,
+    reason: String,
+    format: Option<&'static str>,
+    logid: Option<u32>,
+    stage: Option<Stage>,
+    device: Option<Device>,
+    user: Option<String>,
+    code: Option<String>,
+    code_found: Option<bool>,
+    token: Option<String>,
+    recipient: Option<Found>,
+    channels: Option<Vec<String>>,
+    /// What was noticed on the way: checks that were skipped, clocks, what each directory said.
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Found {
+    email: String,
+    source: String,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let config = match self.config.load() {
+            Ok(config) => config,
+            Err(code) => return Ok(code),
+        };
+        if let Some(name) = &self.listener
+            && !config.listeners.iter().any(|l| l.name() == *name)
+        {
+            anyhow::bail!("there is no listener \"{name}\"; there are {}", names(&config));
+        }
+        let input: Box<dyn Read> = if self.file.as_os_str() == "-" {
+            Box::new(std::io::stdin())
+        } else {
+            Box::new(std::fs::File::open(&self.file).with_context(|| format!("{} can't be read", self.file.display()))?)
+        };
+        let mut input = BufReader::new(input);
+        block_on(async {
+            for line in 1.. {
+                let Some(bytes) = read_line(&mut input)? else { break };
+                let explanation = self.explain(&config, line, bytes).await;
+                if self.json {
+                    println!("{}", serde_json::to_string(&explanation)?);
+                } else {
+                    print!("{}", explanation.in_words());
+                }
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+
+    async fn explain(&self, config: &Config, line: u64, bytes: Vec<u8>) -> Explanation {
+        let frame = Frame {
+            bytes,
+            peer: self.peer.map_or_else(Peer::unknown, Peer::at),
+            listener: self.listener.as_deref().map(Arc::from),
+            received_at: Timestamp::now(),
+        };
+        let reading = config.pipeline.process(&frame);
+        let mut explanation = Explanation {
+            line,
+            verdict: "ignore",
+            reason: String::new(),
+            format: reading.format,
+            logid: reading.logid,
+            stage: reading.stage,
+            device: reading.device,
+            user: reading.user,
+            code: None,
+            code_found: None,
+            token: None,
+            recipient: None,
+            channels: None,
+            notes: reading.notes,
+        };
+        match reading.verdict {
+            Verdict::Ignored(reason) => explanation.reason = reason,
+            Verdict::Rejected(reason) => {
+                explanation.verdict = "rejected";
+                explanation.reason = reason;
+            }
+            Verdict::Wanted(activation) => self.explain_activation(config, &activation, &mut explanation).await,
+        }
+        explanation
+    }
+
+    async fn explain_activation(&self, config: &Config, activation: &Activation, explanation: &mut Explanation) {
+        explanation.token.clone_from(&activation.token);
+        if activation.stage != Stage::CodeSent {
+            explanation.verdict = "lifecycle";
+            explanation.reason = format!("A token event ({}) that carries no code to send; it is recorded.", activation.stage);
+            return;
+        }
+        explanation.code_found = Some(activation.code.is_some());
+        let Some(code) = &activation.code else {
+            explanation.verdict = "no-code";
+            explanation.reason =
+                "A FortiGate sent an activation code, but no valid code stands in the message; those who are told by `escalate` hear of it.".to_owned();
+            return;
+        };
+        explanation.code = Some(if self.reveal {
+            code.expose().to_owned()
+        } else {
+            format!("{}…", code.expose().chars().take(4).collect::<String>())
+        });
+        let routes = &config.dispatch.routes;
+        let Some(route) = routes.find(activation) else {
+            explanation.verdict = "no-recipient";
+            explanation.reason = "No [[route]] matches, so the activation would wait for a person.".to_owned();
+            return;
+        };
+        let needs_person = |name: &String| config.dispatch.channels.iter().any(|c| c.name == *name && c.needs_person);
+        let found = config.dispatch.directories.find(activation, route.domains.as_deref()).await;
+        let (recipient, missing) = match found {
+            Ok(Lookup::Found { recipient, trace, mismatch }) => {
+                explanation.notes.extend(trace);
+                if let Some(other) = mismatch {
+                    explanation.notes.push(format!("another address than the one found stands in the message: {other}"));
+                }
+                (Some(recipient), String::new())
+            }
+            Ok(Lookup::Unknown { trace, reason } | Lookup::Outside { trace, reason }) => {
+                explanation.notes.extend(trace);
+                (None, reason)
+            }
+            Err(e) => (None, e.to_string()),
+        };
+        let usable: Vec<_> = route.to.iter().filter(|n| recipient.is_some() || !needs_person(n)).cloned().collect();
+        explanation.channels = Some(usable.clone());
+        if usable.is_empty() {
+            explanation.verdict = "no-recipient";
+            explanation.reason = format!("Nobody is found to send the code to: {missing}.");
+            return;
+        }
+        explanation.verdict = "relay";
+        let expired = activation.expires_at <= activation.received_at;
+        let to = recipient.as_ref().map_or_else(String::new, |r| format!(" to {}", self.shown(&r.email)));
+        explanation.reason = if expired {
+            format!("The code expired at {}, so nothing would be sent; this is an old log, or the device's clock is wrong.", activation.expires_at)
+        } else {
+            format!("The code goes{to} by {}.", usable.join(", "))
+        };
+        if recipient.is_none() && !missing.is_empty() {
+            explanation.notes.push(missing);
+        }
+        explanation.recipient = recipient.map(|r| Found { email: r.email, source: r.source });
+    }
+
+    fn shown(&self, email: &str) -> String {
+        if self.reveal { email.to_owned() } else { mask_address(email) }
+    }
+}
+
+impl Explanation {
+    fn in_words(&self) -> String {
+        let mut text = format!("line {}: {} — {}\n", self.line, self.verdict, self.reason);
+        let mut add = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                text.push_str(&format!("    {name:<10} {value}\n"));
+            }
+        };
+        let event = self.logid.map(|id| match self.stage {
+            Some(stage) => format!("{id} ({stage})"),
+            None => id.to_string(),
+        });
+        add("format", self.format.map(str::to_owned));
+        add("event", event);
+        add("device", self.device.as_ref().map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom)));
+        add("user", self.user.clone());
+        add("code", self.code.clone());
+        add("token", self.token.clone());
+        add("recipient", self.recipient.as_ref().map(|r| format!("{} (from {})", mask_address(&r.email), r.source)));
+        add("channels", self.channels.as_ref().filter(|c| !c.is_empty()).map(|c| c.join(", ")));
+        for note in &self.notes {
+            add("note", Some(note.clone()));
+        }
+        text
+    }
+}
+
+fn names(config: &Config) -> String {
+    config.listeners.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The next line's bytes without its end; `None` at the end.
+pub fn read_line(input: &mut impl BufRead) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+    if read == 0 {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    } else if read as u64 == MAX_LINE_BYTES {
+        input.skip_until(b'\n')?;
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    Ok(Some(line))
+}

@@ -1,0 +1,126 @@
+//! The command line: one file for each sub-command.
+
+mod check;
+mod explain;
+mod keygen;
+mod queue;
+mod replay;
+mod run;
+mod send_test;
+mod simulate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::config;
+use crate::config::Config;
+
+/// Wrong configuration (`EX_CONFIG`): the unit doesn't restart.
+const EX_CONFIG: u8 = 78;
+
+/// Brings FortiToken Mobile activation codes from a FortiGate's syslog to their people.
+#[derive(Debug, Parser)]
+#[command(name = "ftm-relay", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Check(check::Args),
+    Explain(explain::Args),
+    Replay(replay::Args),
+    SendTest(send_test::Args),
+    Queue(queue::Args),
+    Simulate(simulate::Args),
+    Keygen(keygen::Args),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Which configuration to read.
+#[derive(Debug, clap::Args)]
+struct ConfigArg {
+    /// The configuration file
+    #[arg(long, value_name = "PATH", env = "FTM_RELAY_CONFIG", default_value = "/etc/ftm-relay/ftm-relay.toml")]
+    config: PathBuf,
+}
+
+impl ConfigArg {
+    /// The configuration for a command that isn't the service, or the exit code after its problems were printed.
+    fn load(&self) -> Result<Config, ExitCode> {
+        let loaded = config::load(&self.config, config::Use::Command);
+        loaded.config.ok_or_else(|| {
+            for placed in loaded.report.0.iter().filter(|p| p.weight == "problem") {
+                eprintln!("{placed}");
+            }
+            ExitCode::from(EX_CONFIG)
+        })
+    }
+}
+
+/// Parses the arguments, runs the command, prints an error once.
+pub fn main() -> ExitCode {
+    // A core dump would hold codes.
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(e) = rustix::process::setrlimit(rustix::process::Resource::Core, none) {
+        eprintln!("ftm-relay: core dumps can't be switched off: {e}");
+    }
+    let done = match Cli::parse().command {
+        Command::Run(args) => args.run(),
+        Command::Check(args) => args.run(),
+        Command::Explain(args) => args.run(),
+        Command::Replay(args) => args.run(),
+        Command::SendTest(args) => args.run(),
+        Command::Queue(args) => args.run(),
+        Command::Simulate(args) => args.run(),
+        Command::Keygen(args) => args.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ftm-relay", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+    };
+    done.unwrap_or_else(|e| {
+        if is_broken_pipe(&e) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("ftm-relay: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn is_broken_pipe(e: &anyhow::Error) -> bool {
+    e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}
+
+/// A runtime for a command that talks to something.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
+}
+
+/// The sealed line of a word in kebab case, as JSON has it.
+fn word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,66 @@
+//! `simulate`: a FortiGate on the wire.
+
+use std::process::ExitCode;
+
+use jiff::Timestamp;
+
+use super::block_on;
+use crate::simulate::Format;
+use crate::simulate::Simulation;
+use crate::simulate::Target;
+
+/// Send simulated FortiGate logs with activation codes that can't be redeemed
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where to: udp://HOST:PORT, tcp://HOST:PORT (octet counting) or tcp+lf://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    to: Target,
+    /// The log format
+    #[arg(long, default_value = "kv")]
+    format: Format,
+    /// The FortiOS version to imitate
+    #[arg(long, default_value = "7.4")]
+    fortios: String,
+    /// Whose activation it is; repeatable
+    #[arg(long = "user", value_name = "NAME")]
+    users: Vec<String>,
+    /// So many activations
+    #[arg(long, default_value_t = 1)]
+    count: u64,
+    /// Activations a second; 0 is as fast as possible
+    #[arg(long, value_name = "PER_S", default_value_t = 0.0)]
+    rate: f64,
+    /// Other log lines between two activations
+    #[arg(long, default_value_t = 0)]
+    noise: u64,
+    /// The same seed gives the same codes
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let now = Timestamp::now();
+        let simulation = Simulation {
+            to: self.to,
+            format: self.format,
+            fortios: self.fortios,
+            users: self.users,
+            count: self.count,
+            rate: self.rate,
+            noise: self.noise,
+            // Without a seed each run has codes of its own, so that a second trial is no resend.
+            seed: self.seed.unwrap_or_else(|| now.as_microsecond().unsigned_abs()),
+        };
+        let summary = block_on(simulation.run(now))?;
+        if self.json {
+            println!("{}", serde_json::to_string(&summary)?);
+        } else {
+            println!("{summary}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

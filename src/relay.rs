@@ -1,0 +1,471 @@
+//! The whole: a configuration becomes bound sockets, an open outbox and running tasks; reload and drain.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::bail;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use tracing::info;
+use tracing::warn;
+
+use crate::activation::Activation;
+use crate::activation::Stage;
+use crate::config;
+use crate::config::Config;
+use crate::control::Answer;
+use crate::control::Door;
+use crate::control::Operator;
+use crate::control::Replayed;
+use crate::control::Request;
+use crate::dispatch;
+use crate::dispatch::Dispatcher;
+use crate::frame::Frame;
+use crate::frame::Peer;
+use crate::ingest;
+use crate::ingest::FrameReceiver;
+use crate::ingest::Intake;
+use crate::metrics;
+use crate::metrics::Metrics;
+use crate::outbox;
+use crate::outbox::Escalate;
+use crate::outbox::Outbox;
+use crate::outbox::OutboxError;
+use crate::outbox::Stored;
+use crate::pipeline::Pipeline;
+use crate::pipeline::Verdict;
+use crate::readiness::Readiness;
+use crate::seen::Seen;
+use crate::web;
+
+/// What is under way at a stop may take so long; the rest goes out after the next start.
+const DRAIN: Duration = Duration::from_secs(10);
+/// So many frames are read and committed together.
+const BATCH_FRAMES: usize = 256;
+/// The wait before a commit is tried again.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// A relay whose sockets are bound and whose outbox is open.
+pub struct Relay {
+    path: PathBuf,
+    state_dir: PathBuf,
+    outbox_settings: outbox::Settings,
+    reader: Arc<Reader>,
+    frames: FrameReceiver,
+    intake: Intake,
+    listeners: HashMap<(bool, SocketAddr), Listening>,
+    bound: Vec<(ingest::Bound, Listening)>,
+    dispatcher: Arc<Dispatcher>,
+    settings: watch::Sender<Arc<dispatch::Settings>>,
+    web: Option<web::Server>,
+    view: Arc<web::View>,
+    door: Door,
+}
+
+#[derive(Clone)]
+struct Listening {
+    config: Arc<ArcSwap<ingest::Config>>,
+    stop: CancellationToken,
+}
+
+/// From frames to committed activations.
+struct Reader {
+    pipeline: ArcSwap<Pipeline>,
+    outbox: Arc<dyn Outbox>,
+    metrics: Metrics,
+    seen: Arc<Seen>,
+    readiness: Arc<Readiness>,
+    dispatcher: Arc<Dispatcher>,
+}
+
+impl Relay {
+    /// Opens the outbox and binds every socket; nothing runs yet.
+    pub async fn bind(config: Config, path: PathBuf) -> anyhow::Result<Self> {
+        let (metrics, registry) = Metrics::new();
+        let opened = outbox::open(&config.outbox, &config.state_dir)
+            .with_context(|| format!("the outbox in {} can't be opened", config.state_dir.display()))?;
+        let outbox = opened.outbox;
+        let door = Door::bind(&config.state_dir).context("the socket for `ftm-relay queue` can't be bound")?;
+        let readiness = Arc::new(Readiness::default());
+        let seen = Arc::new(Seen::default());
+        let dispatcher = Dispatcher::new(Arc::clone(&outbox), metrics.clone());
+        let (intake, frames) = Intake::new();
+        let gate = config.pipeline.gate();
+        intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
+        if let Some(damaged) = opened.quarantined {
+            let text = "The outbox was damaged and a new one was made; codes that were waiting in the old one were not sent";
+            let subject = format!("the damaged file is kept as {}", damaged.display());
+            let tell = |channel| Escalate { channel, reason: "outbox-damaged".to_owned(), text: text.to_owned(), subject: subject.clone() };
+            let told = config.dispatch.routes.escalate_all().into_iter().map(tell).collect();
+            outbox.escalate(told, Timestamp::now()).await?;
+        }
+        let view = Arc::new(web::View::new(
+            registry,
+            metrics.clone(),
+            Arc::clone(&outbox),
+            Arc::clone(&dispatcher),
+            Arc::clone(&readiness),
+            Arc::clone(&seen),
+        ));
+        let web = match &config.http {
+            Some(http) => Some(web::Server::bind(http).await?),
+            None => None,
+        };
+        let mut listeners = HashMap::new();
+        let mut bound = Vec::new();
+        for listener in &config.listeners {
+            let (key, one) = bind(listener)?;
+            listeners.insert(key, one.1.clone());
+            bound.push(one);
+        }
+        let pipeline = ArcSwap::from_pointee(config.pipeline);
+        let reader = Arc::new(Reader { pipeline, outbox, metrics, seen, readiness, dispatcher: Arc::clone(&dispatcher) });
+        let settings = watch::Sender::new(Arc::new(config.dispatch));
+        let (state_dir, outbox_settings) = (config.state_dir, config.outbox);
+        Ok(Self { path, state_dir, outbox_settings, reader, frames, intake, listeners, bound, dispatcher, settings, web, view, door })
+    }
+
+    /// Where the page is, for tests that asked for port 0.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.web.as_ref().map(web::Server::local_addr)
+    }
+
+    /// Runs until `shutdown` or until a task fails; each message of `reload` reads the configuration again.
+    pub async fn run(mut self, shutdown: CancellationToken, mut reload: mpsc::Receiver<()>) -> anyhow::Result<()> {
+        let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+        let mut ways_in: JoinSet<anyhow::Result<()>> = JoinSet::new();
+        let after_intake = CancellationToken::new();
+        let at_last = CancellationToken::new();
+
+        if let Some(web) = self.web.take() {
+            tasks.spawn(web.serve(Arc::clone(&self.view), at_last.clone()));
+        }
+        let reader: Arc<dyn Operator> = Arc::clone(&self.reader) as _;
+        let door = self.door;
+        let door_closed = after_intake.clone();
+        tasks.spawn(async move {
+            door.serve(reader, door_closed).await;
+            Ok(())
+        });
+        tasks.spawn(Arc::clone(&self.dispatcher).run(self.settings.subscribe(), after_intake.clone()));
+        let mut reading = tokio::spawn(Arc::clone(&self.reader).run(self.frames, self.intake.clone()));
+        for (bound, listening) in std::mem::take(&mut self.bound) {
+            serve(&mut ways_in, bound, &listening, &self.intake, &self.reader.metrics);
+        }
+        self.view.set_listeners(self.listeners.values().map(|l| l.config.load_full()).collect());
+        self.reader.metrics.config_reload_success.set(1);
+        info!("Ready: {} listeners, state in {}", self.listeners.len(), self.state_dir.display());
+
+        let ended = loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break Ok(()),
+                Some(()) = reload.recv() => {
+                    let reloaded = reloading(
+                        &self.path, &self.state_dir, &self.outbox_settings, &mut self.listeners,
+                        &mut ways_in, &self.intake, &self.reader, &self.settings,
+                    );
+                    match reloaded {
+                        Ok(()) => {
+                            self.view.set_listeners(self.listeners.values().map(|l| l.config.load_full()).collect());
+                            self.reader.metrics.config_reload_success.set(1);
+                            info!("Reloaded {}", self.path.display());
+                        }
+                        Err(e) => {
+                            self.reader.metrics.config_reload_success.set(0);
+                            error!("The new configuration is refused, the old one keeps running: {e:#}");
+                        }
+                    }
+                }
+                Some(ended) = ways_in.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => break Err(e.context("a listener failed")),
+                    Err(e) => break Err(e.into()),
+                },
+                Some(ended) = tasks.join_next() => break match ended {
+                    Ok(Ok(())) => Err(anyhow::anyhow!("a task ended by itself")),
+                    Ok(Err(e)) => Err(e),
+                    Err(e) => Err(e.into()),
+                },
+                ended = &mut reading => break match ended {
+                    Ok(Ok(())) => Err(anyhow::anyhow!("reading ended by itself")),
+                    Ok(Err(e)) => Err(e),
+                    Err(e) => Err(e.into()),
+                },
+            }
+        };
+
+        self.reader.readiness.not("relay", "it is stopping");
+        info!("Stopping: what is under way has {} s", DRAIN.as_secs());
+        let intake = self.intake;
+        let drained = timeout(DRAIN, async {
+            // In the order of the data flow: each stage ends because its input closed.
+            for listening in self.listeners.values() {
+                listening.stop.cancel();
+            }
+            while ways_in.join_next().await.is_some() {}
+            drop(intake);
+            if !reading.is_finished() {
+                match (&mut reading).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => error!("The last frames could not be kept: {e:#}"),
+                    Err(e) => error!("The last frames could not be kept: {e}"),
+                }
+            }
+            after_intake.cancel();
+            at_last.cancel();
+            while tasks.join_next().await.is_some() {}
+        })
+        .await;
+        match drained {
+            Ok(()) => info!("Stopped"),
+            Err(_) => warn!("Stopped with tries under way; they go on after the next start"),
+        }
+        ended
+    }
+}
+
+type Key = (bool, SocketAddr);
+
+fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listening))> {
+    let bound = ingest::bind(config)
+        .with_context(|| format!("the listener \"{}\" can't be bound to {}", config.name(), config.address()))?;
+    info!(listener = %config.name(), "Listening on {} {}", if config.is_udp() { "udp" } else { "tcp" }, bound.local_addr());
+    let listening = Listening { config: Arc::new(ArcSwap::from_pointee(config.clone())), stop: CancellationToken::new() };
+    Ok(((config.is_udp(), config.address()), (bound, listening)))
+}
+
+fn serve(ways_in: &mut JoinSet<anyhow::Result<()>>, bound: ingest::Bound, listening: &Listening, intake: &Intake, metrics: &Metrics) {
+    let counters = metrics.listener(&listening.config.load().name());
+    ways_in.spawn(bound.serve(intake.clone(), counters, Arc::clone(&listening.config), listening.stop.clone()));
+}
+
+/// Takes a new configuration, or says why not and changes nothing.
+#[expect(clippy::too_many_arguments, reason = "the parts of one relay, borrowed apart so that its tasks can go on")]
+fn reloading(
+    path: &std::path::Path,
+    state_dir: &std::path::Path,
+    outbox_settings: &outbox::Settings,
+    listeners: &mut HashMap<Key, Listening>,
+    ways_in: &mut JoinSet<anyhow::Result<()>>,
+    intake: &Intake,
+    reader: &Reader,
+    settings: &watch::Sender<Arc<dispatch::Settings>>,
+) -> anyhow::Result<()> {
+    let loaded = config::load(path, config::Use::Service);
+    for placed in &loaded.report.0 {
+        warn!("{placed}");
+    }
+    let Some(config) = loaded.config else { bail!("it has problems, see above") };
+    if config.state_dir != state_dir || !config.outbox.same_store(outbox_settings) {
+        bail!("state_dir and [outbox] change only with a restart");
+    }
+    // Whatever can fail comes first.
+    let mut new = Vec::new();
+    for listener in &config.listeners {
+        if !listeners.contains_key(&(listener.is_udp(), listener.address())) {
+            new.push(bind(listener)?);
+        }
+    }
+    listeners.retain(|key, listening| {
+        let kept = config.listeners.iter().find(|l| (l.is_udp(), l.address()) == *key);
+        match kept {
+            Some(listener) => listening.config.store(Arc::new(listener.clone())),
+            None => listening.stop.cancel(),
+        }
+        kept.is_some()
+    });
+    for (key, (bound, listening)) in new {
+        serve(ways_in, bound, &listening, intake, &reader.metrics);
+        listeners.insert(key, listening);
+    }
+    let gate = config.pipeline.gate();
+    reader.pipeline.store(Arc::new(config.pipeline));
+    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
+    settings.send_replace(Arc::new(config.dispatch));
+    Ok(())
+}
+
+// === Reading: frames become committed activations ===
+
+impl Reader {
+    /// Runs until every listener and every intake is gone.
+    async fn run(self: Arc<Self>, mut frames: FrameReceiver, intake: Intake) -> anyhow::Result<()> {
+        // Only what says whether the outbox is away is kept: an Intake here would keep the frames coming for ever.
+        let away = intake.away_flag();
+        drop(intake);
+        while let Some(batch) = frames.recv_batch(BATCH_FRAMES).await {
+            let pipeline = self.pipeline.load_full();
+            let wanted: Vec<_> = batch.frames().iter().filter_map(|frame| self.read(&pipeline, frame)).collect();
+            if !wanted.is_empty() {
+                self.commit(wanted, &away).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, pipeline: &Pipeline, frame: &Frame) -> Option<Activation> {
+        let reading = pipeline.process(frame);
+        if let Some(format) = reading.format {
+            self.metrics.records.get_or_create(&metrics::Format { format: format.to_owned() }).inc();
+        }
+        let skew = match &reading.verdict {
+            Verdict::Wanted(activation) => Some(activation.skew),
+            Verdict::Ignored(_) | Verdict::Rejected(_) => None,
+        };
+        if let (Some(device), Verdict::Wanted(_) | Verdict::Ignored(_)) = (&reading.device, &reading.verdict) {
+            self.seen.heard(device, frame.received_at, skew, &self.metrics);
+        }
+        let listener = frame.listener.as_deref().unwrap_or("-");
+        match reading.verdict {
+            Verdict::Wanted(activation) => {
+                for note in &reading.notes {
+                    warn!(listener, device = %activation.device.name, "{note}");
+                }
+                Some(*activation)
+            }
+            Verdict::Rejected(reason) => {
+                self.metrics.activation("rejected");
+                let from = frame.peer.address.map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
+                warn!(listener, logid = reading.logid, "Rejected a record from {from}: {reason}");
+                None
+            }
+            Verdict::Ignored(_) => None,
+        }
+    }
+
+    /// Commits however long it takes; meanwhile the listeners feel it.
+    async fn commit(&self, wanted: Vec<Activation>, away: &std::sync::atomic::AtomicBool) -> anyhow::Result<Vec<Stored>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        loop {
+            match self.outbox.put(wanted.clone()).await {
+                Ok(stored) => {
+                    if away.swap(false, Relaxed) {
+                        info!("The outbox commits again");
+                    }
+                    self.readiness.ready("outbox");
+                    for (activation, stored) in wanted.iter().zip(&stored) {
+                        self.count(activation, stored);
+                    }
+                    return Ok(stored);
+                }
+                Err(e @ OutboxError::Damaged(_)) => {
+                    return Err(e).context("the relay stops; at its next start the damaged outbox is put aside");
+                }
+                Err(e) => {
+                    if !away.swap(true, Relaxed) {
+                        error!("{} activations wait for the outbox: {e}", wanted.len());
+                    }
+                    self.readiness.not("outbox", e.to_string());
+                    sleep(COMMIT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn count(&self, activation: &Activation, stored: &Stored) {
+        let (user, device) = (&activation.user, &activation.device);
+        match stored {
+            Stored::Duplicate => {
+                self.metrics.activation("duplicate");
+                info!(%user, device = %device.name, "Known already: {} for {user} on {} ({})", activation.stage, device.name, device.vdom);
+            }
+            Stored::New { id, superseded, late } => {
+                if activation.stage == Stage::CodeSent {
+                    self.metrics.activation(if activation.code.is_some() { "relay" } else { "no_code" });
+                }
+                for _ in 0..*superseded + usize::from(*late) {
+                    self.metrics.ended("superseded");
+                }
+                let what = if activation.stage == Stage::CodeSent && activation.code.is_none() { ", without a code" } else { "" };
+                info!(
+                    activation.id = %id, %user, device = %device.name,
+                    "Received {id}: {}{what} for {user} on {} ({})", activation.stage, device.name, device.vdom
+                );
+            }
+        }
+    }
+
+    /// The lines of a file, as if they had come by the wire now.
+    async fn replay(&self, lines: &[String]) -> anyhow::Result<Replayed> {
+        let pipeline = self.pipeline.load_full();
+        let mut done = Replayed::default();
+        let mut wanted = Vec::new();
+        for line in lines {
+            let bytes = BASE64_STANDARD.decode(line).context("a line is no base64")?;
+            let frame = Frame { bytes, peer: Peer::unknown(), listener: None, received_at: Timestamp::now() };
+            done += replayed(&pipeline, &frame, &mut wanted);
+        }
+        if !wanted.is_empty() {
+            let stored = self.commit(wanted.clone(), &std::sync::atomic::AtomicBool::new(false)).await?;
+            settle_replayed(&mut done, &wanted, &stored);
+        }
+        Ok(done)
+    }
+}
+
+/// Reads one replayed line; what is wanted is counted once the outbox has said whether it knew it.
+pub fn replayed(pipeline: &Pipeline, frame: &Frame, wanted: &mut Vec<Activation>) -> Replayed {
+    let mut one = Replayed { lines: 1, ..Replayed::default() };
+    match pipeline.process(frame).verdict {
+        Verdict::Wanted(activation) => wanted.push(*activation),
+        Verdict::Rejected(_) => one.rejected = 1,
+        Verdict::Ignored(_) => one.ignored = 1,
+    }
+    one
+}
+
+/// Counts what was wanted.
+pub fn settle_replayed(done: &mut Replayed, wanted: &[Activation], stored: &[Stored]) {
+    for (activation, stored) in wanted.iter().zip(stored) {
+        match (stored, activation.stage) {
+            (Stored::Duplicate, _) => done.duplicates += 1,
+            (Stored::New { .. }, Stage::CodeSent) => {
+                done.accepted += 1;
+                done.no_code += u64::from(activation.code.is_none());
+                done.expired += u64::from(activation.expires_at <= activation.received_at);
+            }
+            (Stored::New { .. }, _) => done.lifecycle += 1,
+        }
+    }
+}
+
+#[async_trait]
+impl Operator for Reader {
+    async fn answer(&self, request: Request) -> Answer {
+        let now = Timestamp::now();
+        let answered = match request {
+            Request::List(filter) => self.outbox.list(filter).await.map(Answer::Rows),
+            Request::Show(id) => self.outbox.show(&id).await.map(|story| Answer::Story(Box::new(story))),
+            Request::Command(id, command) => self.outbox.command(&id, command, now).await.map(|done| {
+                if let Some(channel) = &done.channel {
+                    self.dispatcher.lift(channel);
+                }
+                if command == outbox::Command::Cancel {
+                    self.metrics.ended("cancelled");
+                }
+                info!(id, "An operator's {command:?} of {id}: {:?}", done.state);
+                Answer::State(done.state)
+            }),
+            Request::Stats => self.outbox.depth(now).await.map(|depth| Answer::Stats(depth.into())),
+            Request::Replay(lines) => {
+                return self.replay(&lines).await.map_or_else(|e| Answer::Error(format!("{e:#}")), Answer::Replayed);
+            }
+        };
+        answered.unwrap_or_else(|e| Answer::Error(e.to_string()))
+    }
+}
