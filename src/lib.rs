@@ -8,7 +8,9 @@
 //! ```
 #![warn(missing_docs)]
 
+pub mod backoff;
 pub mod glob;
+pub mod limits;
 pub mod metrics;
 pub mod secret;
 pub mod settings;
