@@ -1,0 +1,143 @@
+//! FortiOS's `cef` format: `CEF: 0|Fortinet|Fortigate|v7.2.5|38412|event:system|5|deviceExternalId=… FTNTFGTlogid=… msg=…`.
+//!
+//! Values are not quoted; one ends where ` name=` begins. The message id stands in the header, which no attacker writes.
+
+use std::borrow::Cow;
+
+use memchr::memchr_iter;
+
+use super::Fields;
+use super::Format;
+use super::RecordError;
+use super::Value;
+use super::is_blank;
+use super::is_name;
+use super::unescape;
+
+pub(super) const FORMAT: Format = Format {
+    name: "cef",
+    parse: |header| {
+        let (id, extension) = match split(header.body)? {
+            Ok(parts) => parts,
+            Err(wrong) => return Some(Err(wrong)),
+        };
+        Some(fields(id, extension))
+    },
+};
+
+/// What FortiOS (two spellings) and FortiAnalyzer put before the names that CEF does not know.
+const PREFIXES: [&[u8]; 3] = [b"FTNTFGT", b"FortinetFortiGate", b"ad."];
+
+/// CEF's names and FortiOS's.
+const NAMES: [(&[u8], &[u8]); 7] = [
+    (b"deviceExternalId", b"devid"),
+    (b"dvchost", b"devname"),
+    (b"duser", b"user"),
+    (b"suser", b"user"),
+    (b"cat", b"type"),
+    (b"act", b"action"),
+    (b"sproc", b"ui"),
+];
+
+/// The signature id and the extension. `None`: this is no CEF of Fortinet's.
+fn split(body: &[u8]) -> Option<Result<(&[u8], &[u8]), RecordError>> {
+    let mut rest = body.strip_prefix(b"CEF:").unwrap_or(body);
+    while let [first, after @ ..] = rest
+        && is_blank(*first)
+    {
+        rest = after;
+    }
+    rest = rest.strip_prefix(b"0|")?;
+    let (vendor, mut rest) = cell(rest)?;
+    if !vendor.eq_ignore_ascii_case(b"Fortinet") {
+        return None;
+    }
+    let mut id: &[u8] = b"";
+    for name in ["product", "version", "id", "title", "severity"] {
+        let Some((text, after)) = cell(rest) else {
+            return Some(Err(RecordError::CefHeader));
+        };
+        if name == "id" {
+            id = text;
+        }
+        rest = after;
+    }
+    Some(Ok((id, rest)))
+}
+
+/// Up to the next `|` that has no backslash before it, and what follows.
+fn cell(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    memchr_iter(b'|', text)
+        .find(|&at| !is_escaped(text, at))
+        .map(|at| (&text[..at], &text[at + 1..]))
+}
+
+fn is_escaped(text: &[u8], at: usize) -> bool {
+    let run = text[..at].iter().rev().take_while(|b| **b == b'\\').count();
+    run % 2 == 1
+}
+
+fn fields<'a>(id: &'a [u8], extension: &'a [u8]) -> Result<Fields<'a>, RecordError> {
+    let mut fields = Fields::new(decode);
+    let mut open: Option<(&[u8], usize)> = None;
+    for equals in memchr_iter(b'=', extension) {
+        let Some(name) = name_before(extension, equals) else {
+            continue;
+        };
+        if let Some((previous, start)) = open.replace((name, equals + 1)) {
+            push(&mut fields, previous, &extension[start..equals - name.len()])?;
+        }
+    }
+    if let Some((last, start)) = open {
+        push(&mut fields, last, &extension[start..])?;
+    }
+    match fields.get("logid") {
+        Some(logid) if !agree(id, logid.trim().as_bytes()) => Err(RecordError::IdsDisagree),
+        Some(_) => Ok(fields),
+        None => {
+            fields.push(b"logid", Value::Raw(id))?;
+            Ok(fields)
+        }
+    }
+}
+
+/// The field's name if this `=` ends one: not escaped, at the start or behind a blank.
+fn name_before(extension: &[u8], equals: usize) -> Option<&[u8]> {
+    let before = &extension[..equals];
+    let length = before.iter().rev().take_while(|b| is_name(**b)).count();
+    let name = &before[equals - length..];
+    let stands_free = match before[..equals - length].last() {
+        Some(byte) => is_blank(*byte),
+        None => true,
+    };
+    (length > 0 && stands_free).then_some(name)
+}
+
+fn push<'a>(fields: &mut Fields<'a>, name: &'a [u8], value: &'a [u8]) -> Result<(), RecordError> {
+    let bare = PREFIXES
+        .iter()
+        .find_map(|prefix| name.strip_prefix(*prefix))
+        .unwrap_or(name);
+    let ours = NAMES
+        .iter()
+        .find(|(theirs, _)| *theirs == bare)
+        .map_or(bare, |(_, ours)| ours);
+    let mut value = value.trim_ascii();
+    if bare == b"cat" {
+        // `event:system` is type and subtype.
+        value = value.split(|b| *b == b':').next().unwrap_or(value);
+    }
+    fields.push(ours, Value::Raw(value))
+}
+
+/// The header has the last five digits, or (from FortiAnalyzer) all ten.
+fn agree(id: &[u8], logid: &[u8]) -> bool {
+    let digits = id.len().min(logid.len()).min(6);
+    digits >= 5
+        && id.iter().all(u8::is_ascii_digit)
+        && id[id.len() - digits..] == logid[logid.len() - digits..]
+}
+
+fn decode(value: &[u8]) -> Cow<'_, str> {
+    unescape(value, b"=\\|")
+}
