@@ -1,0 +1,113 @@
+//! Things that happen only so often, whatever a peer does: log lines, advice, samples.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+/// So many peers are remembered; while so many are, a further one is not served.
+const MAX_PEERS: usize = 4096;
+
+/// One of something for each peer in a period.
+pub(super) struct PerPeer {
+    period: Duration,
+    last: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+impl PerPeer {
+    pub(super) fn new(period: Duration) -> Self {
+        Self {
+            period,
+            last: Mutex::default(),
+        }
+    }
+
+    /// Whether the peer's period is over. Asking changes nothing.
+    pub(super) fn is_due(&self, peer: IpAddr, now: Instant) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.get(&peer) {
+            Some(at) => now.saturating_duration_since(*at) >= self.period,
+            None => true,
+        }
+    }
+
+    /// Begins the peer's next period, if the last one is over. A peer too many is refused.
+    pub(super) fn take(&self, peer: IpAddr, now: Instant) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = last.get_mut(&peer) {
+            let due = now.saturating_duration_since(*at) >= self.period;
+            if due {
+                *at = now;
+            }
+            return due;
+        }
+        if last.len() >= MAX_PEERS {
+            last.retain(|_, at| now.saturating_duration_since(*at) < self.period);
+        }
+        let fits = last.len() < MAX_PEERS;
+        if fits {
+            last.insert(peer, now);
+        }
+        fits
+    }
+}
+
+/// One log line in a period, with the number of times that something happened.
+pub(super) struct Throttle {
+    period: Duration,
+    state: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Throttle {
+    pub(super) fn new(period: Duration) -> Self {
+        Self {
+            period,
+            state: Mutex::default(),
+        }
+    }
+
+    /// It happened. `Some`: say so now, so many times since it was last said.
+    pub(super) fn hit(&self, now: Instant) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (said, count) = &mut *state;
+        *count += 1;
+        if said.is_some_and(|said| now.saturating_duration_since(said) < self.period) {
+            return None;
+        }
+        *said = Some(now);
+        Some(std::mem::take(count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn each_peer_has_its_own_period_and_their_number_is_bounded() {
+        let paced = PerPeer::new(PERIOD);
+        let (start, a) = (Instant::now(), IpAddr::from([192, 0, 2, 1]));
+        assert!(paced.is_due(a, start) && paced.take(a, start));
+        assert!(!paced.is_due(a, start) && !paced.take(a, start + PERIOD / 2));
+        assert!(paced.is_due(a, start + PERIOD) && paced.take(a, start + PERIOD));
+        for n in 0..2 * MAX_PEERS as u32 {
+            paced.take(IpAddr::from(n.to_be_bytes()), start);
+        }
+        assert_eq!(paced.last.lock().unwrap().len(), MAX_PEERS);
+        assert!(paced.take(IpAddr::from([198, 51, 100, 1]), start + 2 * PERIOD));
+    }
+
+    #[test]
+    fn what_was_not_said_is_counted() {
+        let throttle = Throttle::new(PERIOD);
+        let start = Instant::now();
+        assert_eq!(throttle.hit(start), Some(1));
+        assert_eq!(throttle.hit(start), None);
+        assert_eq!(throttle.hit(start), None);
+        assert_eq!(throttle.hit(start + PERIOD), Some(3));
+    }
+}
