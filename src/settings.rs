@@ -179,6 +179,16 @@ pub struct SecretSource {
     from: From,
 }
 
+impl SecretSource {
+    /// The text, where it stands in the file itself: for values that are a secret only sometimes, such as a URL.
+    pub fn plain(&self) -> Option<&Secret> {
+        match &self.from {
+            From::Plain(secret) => Some(secret),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum From {
     Plain(Secret),

@@ -1,1 +1,974 @@
-//! Stub.
+//! What people and programs read: an activation, an escalation or a test becomes a [`Notification`].
+//!
+//! The texts are the files of `config/templates`, built in; `[templates] dir` replaces any of them, or adds a language.
+//! Whatever a log may have brought in (names, devices) is cleaned here once, before any template sees it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::path::PathBuf;
+
+use jiff::SignedDuration;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use minijinja::Environment;
+use minijinja::UndefinedBehavior;
+use minijinja::Value;
+use minijinja::context;
+use minijinja::syntax::SyntaxConfig;
+use serde::Deserialize;
+use serde_json::json;
+use toml::Spanned;
+
+use crate::activation::Activation;
+use crate::activation::Device;
+use crate::activation::Stage;
+use crate::message::Notification;
+use crate::message::Recipient;
+use crate::outbox::Escalation;
+use crate::settings::Check;
+
+/// The language that is always there.
+const DEFAULT_LANGUAGE: &str = "en";
+/// A code of the right length that no app takes: its first byte is not that of an activation code.
+pub const TEST_CODE: &str = "NOTAREALCODETEST";
+/// How long a test claims to be valid.
+const TEST_VALIDITY: SignedDuration = SignedDuration::from_hours(1);
+/// The work one template may do; the built-in ones need less than a tenth.
+const FUEL: u64 = 50_000;
+/// The longest template file.
+const MAX_TEMPLATE_BYTES: u64 = 64 * 1024;
+/// The longest value of a log or a directory that is shown.
+const MAX_VALUE_CHARS: usize = 200;
+/// The longest subject.
+const MAX_SUBJECT_CHARS: usize = 150;
+/// The most paragraphs a chat gets.
+const MAX_PARAGRAPHS: usize = 20;
+/// The longest paragraph a chat gets; Slack takes 3000.
+const MAX_PARAGRAPH_CHARS: usize = 2_500;
+
+macro_rules! files {
+    ($($name:expr),+ $(,)?) => {
+        &[$(($name, include_str!(concat!("../config/templates/", $name)))),+]
+    };
+}
+
+/// The files of one language; [`PER_LANGUAGE`] in the same words.
+macro_rules! language {
+    ($tag:literal) => {
+        files![
+            concat!("activation.", $tag, ".subject"),
+            concat!("activation.", $tag, ".txt"),
+            concat!("activation.", $tag, ".html"),
+            concat!("activation.", $tag, ".chat"),
+            concat!("notice.", $tag, ".subject"),
+            concat!("notice.", $tag, ".txt"),
+            concat!("escalation.", $tag, ".subject"),
+            concat!("escalation.", $tag, ".txt"),
+            concat!("date.", $tag, ".txt"),
+            concat!("left.", $tag, ".txt"),
+        ]
+    };
+}
+
+/// The built-in files: the shared ones, then each language. To add a language, write its files and name it here.
+const BUILTIN: &[&[(&str, &str)]] = &[
+    files!["layout.html", "paragraphs.html"],
+    language!("en"),
+    language!("de"),
+];
+
+/// Kind and part of the files that every language has.
+const PER_LANGUAGE: [(&str, &str); 10] = [
+    ("activation", "subject"),
+    ("activation", "txt"),
+    ("activation", "html"),
+    ("activation", "chat"),
+    ("notice", "subject"),
+    ("notice", "txt"),
+    ("escalation", "subject"),
+    ("escalation", "txt"),
+    ("date", "txt"),
+    ("left", "txt"),
+];
+
+/// The primary subtags of languages written from right to left.
+const RIGHT_TO_LEFT: [&str; 6] = ["ar", "dv", "fa", "he", "ur", "yi"];
+
+/// `[templates]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Files here replace the built-in ones of the same name.
+    pub dir: Option<Spanned<PathBuf>>,
+    /// Whom to ask, as the texts name it, such as `the service desk, extension 4711`.
+    pub contact: Option<String>,
+}
+
+/// A text that can't be made; it holds nothing of what was to be said.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the template {name}, line {line}, can't be rendered: {what}")]
+pub struct RenderError {
+    /// The file.
+    pub name: String,
+    /// The line in it; 0 when unknown.
+    pub line: usize,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// How one delivery is to be worded.
+#[derive(Clone, Copy)]
+pub struct Style<'a> {
+    /// The message id: the same over all tries.
+    pub id: &'a str,
+    /// Whether the code may stand in it.
+    pub reveal: bool,
+    /// In which zone times are given.
+    pub time_zone: &'a TimeZone,
+    /// The route's language, for those who have none of their own.
+    pub language: Option<&'a str>,
+    /// The time of the try.
+    pub now: Timestamp,
+}
+
+/// All texts in all languages, checked.
+#[derive(Debug)]
+pub struct Templates {
+    texts: Environment<'static>,
+    languages: Vec<String>,
+    contact: Option<String>,
+}
+
+/// What the texts of an activation say.
+struct Facts<'a> {
+    user: &'a str,
+    name: Option<&'a str>,
+    device: &'a Device,
+    stage: Stage,
+    code: Option<&'a str>,
+    token: Option<&'a str>,
+    event_time: Timestamp,
+    expires_at: Timestamp,
+    test: bool,
+}
+
+/// The texts of one notification.
+struct Texts {
+    subject: String,
+    text: String,
+    html: String,
+    chat: Vec<String>,
+}
+
+impl Config {
+    /// Reads the operator's files, and renders every template of every language with difficult data.
+    pub fn build(self, check: &mut Check) -> Option<Templates> {
+        let before = check.has_problems();
+        let mut texts = Environment::new();
+        texts.set_undefined_behavior(UndefinedBehavior::Strict);
+        texts.set_syntax(lines());
+        texts.set_fuel(Some(FUEL));
+        for (name, source) in BUILTIN.iter().copied().flatten() {
+            texts
+                .add_template(name, source)
+                .expect("the built-in templates are tested");
+        }
+        let span = self.dir.as_ref().map(Spanned::span);
+        let mut theirs = BTreeSet::new();
+        if let Some(dir) = &self.dir {
+            theirs = read_dir(&check.path(dir.get_ref()), &mut texts, dir.span(), check);
+        }
+        let mut templates = Templates {
+            texts,
+            languages: Vec::new(),
+            contact: self.contact,
+        };
+        for (language, missing) in templates.found_languages() {
+            match missing.as_slice() {
+                [] => templates.languages.push(language),
+                [some, ..] => check.problem(
+                    span.clone(),
+                    format!(
+                        "the language {language} lacks {some} ({} of {} files are missing)",
+                        missing.len(),
+                        PER_LANGUAGE.len()
+                    ),
+                ),
+            }
+        }
+        for wrong in templates.try_all() {
+            let whose = match theirs.contains(&wrong.name) {
+                true => "",
+                false => "the built-in ",
+            };
+            check.problem(
+                span.clone(),
+                format!("{whose}{}, line {}: {}", wrong.name, wrong.line, wrong.what),
+            );
+        }
+        (before || !check.has_problems()).then_some(templates)
+    }
+}
+
+/// A line that holds only a tag leaves nothing behind.
+fn lines() -> SyntaxConfig {
+    SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .expect("the delimiters are the usual ones")
+}
+
+/// Puts the operator's files over the built-in ones; answers their names.
+fn read_dir(
+    dir: &Path,
+    texts: &mut Environment<'static>,
+    span: std::ops::Range<usize>,
+    check: &mut Check,
+) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) => {
+            check.problem(span, format!("{} can't be read: {e}", dir.display()));
+            return names;
+        }
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') || path.is_dir() {
+            continue;
+        }
+        if !is_template(&name) {
+            check.warning(
+                span.clone(),
+                format!("{} is no template and is not used; templates have names such as activation.en.txt", path.display()),
+            );
+            continue;
+        }
+        let read = match std::fs::metadata(&path) {
+            Ok(about) if about.len() > MAX_TEMPLATE_BYTES => {
+                Err(format!("is longer than {MAX_TEMPLATE_BYTES} bytes"))
+            }
+            Ok(_) => std::fs::read_to_string(&path).map_err(|e| format!("can't be read: {e}")),
+            Err(e) => Err(format!("can't be read: {e}")),
+        };
+        let source = match read {
+            Ok(source) => source,
+            Err(why) => {
+                check.problem(span.clone(), format!("{} {why}", path.display()));
+                continue;
+            }
+        };
+        match texts.add_template_owned(name.clone(), source) {
+            Ok(()) => {
+                names.insert(name);
+            }
+            Err(e) => check.problem(
+                span.clone(),
+                format!(
+                    "{}, line {}: {}",
+                    path.display(),
+                    e.line().unwrap_or(0),
+                    describe(&e)
+                ),
+            ),
+        }
+    }
+    names
+}
+
+fn is_template(name: &str) -> bool {
+    BUILTIN[0].iter().any(|(shared, _)| *shared == name) || split_name(name).is_some()
+}
+
+/// `activation.pt-BR.txt` → kind, language, part, if there is such a file.
+fn split_name(name: &str) -> Option<(&str, &str, &str)> {
+    let (kind, rest) = name.split_once('.')?;
+    let (language, part) = rest.rsplit_once('.')?;
+    let known = PER_LANGUAGE.contains(&(kind, part))
+        && !language.is_empty()
+        && language
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    known.then_some((kind, language, part))
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
+
+impl Templates {
+    /// The texts as they are built in.
+    pub fn built_in() -> Self {
+        let mut check = Check::new(".", None, false);
+        Config::default()
+            .build(&mut check)
+            .expect("the built-in templates are tested")
+    }
+
+    /// The languages there are, as tags.
+    pub fn languages(&self) -> &[String] {
+        &self.languages
+    }
+
+    /// An activation to its person (with the code) or to a shared place (a notice without it).
+    pub fn activation(
+        &self,
+        activation: &Activation,
+        recipient: Option<&Recipient>,
+        style: &Style<'_>,
+    ) -> Result<Notification, RenderError> {
+        let code = activation.code.as_ref().map(|code| code.expose());
+        let language = self.language(recipient, style);
+        let facts = Facts {
+            user: &activation.user,
+            name: recipient.and_then(|r| r.name.as_deref()),
+            device: &activation.device,
+            stage: activation.stage,
+            code,
+            token: activation.token.as_deref(),
+            event_time: activation.event_time,
+            expires_at: activation.expires_at,
+            test: false,
+        };
+        let texts = self.texts_of(&facts, style, language)?;
+        let event = event(activation, recipient, style.reveal);
+        Ok(texts.into_notification(style.id, language, event, activation.expires_at))
+    }
+
+    /// Something needs attention; never with a code.
+    pub fn escalation(
+        &self,
+        escalation: &Escalation,
+        expires_at: Timestamp,
+        style: &Style<'_>,
+    ) -> Result<Notification, RenderError> {
+        let language = self.language(None, style);
+        let texts = self.texts_of_escalation(escalation, style, language)?;
+        let event = json!({
+            "type": "fortitoken.escalation",
+            "timestamp": rfc3339(escalation.since),
+            "data": {
+                "reason": escalation.reason,
+                "text": escalation.text,
+                "count": escalation.count,
+                "subjects": escalation.newest,
+                "since": rfc3339(escalation.since),
+            },
+        });
+        Ok(texts.into_notification(style.id, language, event, expires_at))
+    }
+
+    /// A clearly marked test, with a code that can't be redeemed where the channel shows codes.
+    pub fn test(
+        &self,
+        recipient: Option<&Recipient>,
+        style: &Style<'_>,
+    ) -> Result<Notification, RenderError> {
+        let language = self.language(recipient, style);
+        let expires_at = style.now.saturating_add(TEST_VALIDITY).unwrap_or(style.now);
+        let device = Device {
+            id: "TEST".to_owned(),
+            name: "TEST".to_owned(),
+            vdom: "TEST".to_owned(),
+        };
+        let facts = Facts {
+            user: "test",
+            name: recipient.and_then(|r| r.name.as_deref()),
+            device: &device,
+            stage: Stage::CodeSent,
+            code: Some(TEST_CODE),
+            token: None,
+            event_time: style.now,
+            expires_at,
+            test: true,
+        };
+        let texts = self.texts_of(&facts, style, language)?;
+        let event = json!({
+            "type": "fortitoken.test",
+            "timestamp": rfc3339(style.now),
+            "data": {
+                "id": style.id,
+                "user": facts.user,
+                "code": style.reveal.then_some(TEST_CODE),
+                "token": null,
+                "expires_at": rfc3339(expires_at),
+                "device": device,
+                "recipient": about(recipient),
+                "event": null,
+            },
+        });
+        Ok(texts.into_notification(style.id, language, event, expires_at))
+    }
+
+    fn texts_of(
+        &self,
+        facts: &Facts<'_>,
+        style: &Style<'_>,
+        language: &str,
+    ) -> Result<Texts, RenderError> {
+        let show = |text: &str| clean(text, facts.code);
+        let when = |at: Timestamp| self.date(at, style.time_zone, language);
+        let common = context! {
+            lang => language,
+            dir => direction(language),
+            user => show(facts.user),
+            name => facts.name.map(show).filter(|name| !name.is_empty()),
+            device => show(&facts.device.name),
+            device_id => show(&facts.device.id),
+            vdom => show(&facts.device.vdom),
+            stage => facts.stage.as_str(),
+            token => facts.token.map(show),
+            time => when(facts.event_time)?,
+            expires => when(facts.expires_at)?,
+            left => self.left(facts.expires_at.duration_since(style.now), language)?,
+            contact => self.contact.as_deref().map(|contact| bounded(contact, MAX_VALUE_CHARS)),
+            test => facts.test,
+        };
+        match facts.code {
+            Some(code) if style.reveal && facts.stage == Stage::CodeSent => {
+                // The subject's context has no code, so that no template can put it there.
+                let subject = self.subject("activation", language, &common)?;
+                let full = context! { code => code, subject => &subject, ..common };
+                let render = |part| self.render(&file("activation", language, part), &full);
+                Ok(Texts {
+                    text: tidy(&render("txt")?),
+                    html: render("html")?,
+                    chat: paragraphs(&render("chat")?),
+                    subject,
+                })
+            }
+            _ => self.plain("notice", language, common),
+        }
+    }
+
+    fn texts_of_escalation(
+        &self,
+        escalation: &Escalation,
+        style: &Style<'_>,
+        language: &str,
+    ) -> Result<Texts, RenderError> {
+        let text = clean(&escalation.text, None);
+        let common = context! {
+            lang => language,
+            dir => direction(language),
+            headline => text.trim_end_matches('.'),
+            text => &text,
+            reason => clean(&escalation.reason, None),
+            count => escalation.count,
+            subjects => escalation.newest.iter().map(|s| clean(s, None)).collect::<Vec<_>>(),
+            since => self.date(escalation.since, style.time_zone, language)?,
+            contact => self.contact.as_deref().map(|contact| bounded(contact, MAX_VALUE_CHARS)),
+        };
+        self.plain("escalation", language, common)
+    }
+
+    /// A kind whose HTML and chat are made of its text's paragraphs.
+    fn plain(&self, kind: &str, language: &str, common: Value) -> Result<Texts, RenderError> {
+        let subject = self.subject(kind, language, &common)?;
+        let text = tidy(&self.render(&file(kind, language, "txt"), &common)?);
+        let chat = paragraphs(&text);
+        let page = context! { subject => &subject, paragraphs => &chat, ..common };
+        Ok(Texts {
+            html: self.render("paragraphs.html", &page)?,
+            subject,
+            text,
+            chat,
+        })
+    }
+
+    fn subject(&self, kind: &str, language: &str, common: &Value) -> Result<String, RenderError> {
+        let subject = self.render(&file(kind, language, "subject"), common)?;
+        Ok(bounded(&subject, MAX_SUBJECT_CHARS))
+    }
+
+    fn date(&self, at: Timestamp, zone: &TimeZone, language: &str) -> Result<String, RenderError> {
+        let local = at.to_zoned_datetime(zone.clone());
+        let info = zone.to_offset_info(at);
+        let abbreviation = info.abbreviation();
+        let named = abbreviation.bytes().all(|b| b.is_ascii_alphabetic());
+        let zone = match named {
+            true => abbreviation.to_owned(),
+            false => format!("UTC{}", local.strftime("%:z")),
+        };
+        let text = self.render(
+            &file("date", language, "txt"),
+            &context! {
+                year => local.year(),
+                month => local.month(),
+                day => local.day(),
+                weekday => local.weekday().to_monday_one_offset(),
+                hour => format!("{:02}", local.hour()),
+                minute => format!("{:02}", local.minute()),
+                zone => zone,
+            },
+        )?;
+        Ok(bounded(&text, MAX_VALUE_CHARS))
+    }
+
+    /// To the minute, rounded, so that 72 hours less a second are three days.
+    fn left(&self, left: SignedDuration, language: &str) -> Result<String, RenderError> {
+        let minutes = (left.as_secs().max(0) + 30) / 60;
+        let text = self.render(
+            &file("left", language, "txt"),
+            &context! {
+                days => minutes / (24 * 60),
+                hours => minutes / 60 % 24,
+                minutes => minutes % 60,
+            },
+        )?;
+        Ok(bounded(&text, MAX_VALUE_CHARS))
+    }
+
+    fn render(&self, name: &str, values: &Value) -> Result<String, RenderError> {
+        self.texts
+            .get_template(name)
+            .and_then(|template| template.render(values))
+            .map_err(|e| RenderError {
+                name: e.name().unwrap_or(name).to_owned(),
+                line: e.line().unwrap_or(0),
+                what: describe(&e),
+            })
+    }
+
+    /// The recipient's language, else the route's, else English: the tag itself, else its beginning.
+    fn language(&self, recipient: Option<&Recipient>, style: &Style<'_>) -> &str {
+        [
+            recipient.and_then(|r| r.language.as_deref()),
+            style.language,
+        ]
+        .into_iter()
+        .flatten()
+        // Directories also hold lists in the manner of Accept-Language: `de-CH, en;q=0.5`.
+        .flat_map(|wish| wish.split(','))
+        .find_map(|wish| {
+            let mut tag = wish.split(';').next()?.trim().replace('_', "-");
+            loop {
+                if let Some(found) = self.languages.iter().find(|l| l.eq_ignore_ascii_case(&tag)) {
+                    return Some(found.as_str());
+                }
+                tag.truncate(tag.rfind('-')?);
+            }
+        })
+        .unwrap_or(DEFAULT_LANGUAGE)
+    }
+
+    /// Every language that has at least one file, with the files it lacks.
+    fn found_languages(&self) -> Vec<(String, Vec<String>)> {
+        let names: BTreeSet<&str> = self.texts.templates().map(|(name, _)| name).collect();
+        let languages: BTreeSet<&str> = names
+            .iter()
+            .filter_map(|name| split_name(name))
+            .map(|(_, language, _)| language)
+            .collect();
+        languages
+            .into_iter()
+            .map(|language| {
+                let missing = PER_LANGUAGE
+                    .iter()
+                    .map(|(kind, part)| file(kind, language, part))
+                    .filter(|name| !names.contains(name.as_str()))
+                    .collect();
+                (language.to_owned(), missing)
+            })
+            .collect()
+    }
+
+    /// Renders everything with difficult data; what went wrong, each thing once.
+    fn try_all(&self) -> Vec<RenderError> {
+        let mut wrong = Vec::new();
+        for language in &self.languages {
+            for facts in difficult() {
+                for reveal in [true, false] {
+                    self.try_facts(&facts, reveal, language, &mut wrong);
+                }
+            }
+            for count in [1, 1_000] {
+                let escalation = Escalation {
+                    reason: "no-code".to_owned(),
+                    text: format!("{MARKUP} no code was found."),
+                    count,
+                    newest: vec![DIFFICULT_USER.repeat(20); count.min(10) as usize],
+                    since: Timestamp::UNIX_EPOCH,
+                };
+                let style = trial_style(false);
+                match self.texts_of_escalation(&escalation, &style, language) {
+                    Ok(texts) => texts.judge("escalation", "txt", language, None, &mut wrong),
+                    Err(e) => wrong.push(e),
+                }
+            }
+            for minutes in [0, 1, 2, 59, 60, 61, 24 * 60, 25 * 60, 49 * 60, 168 * 60] {
+                if let Err(e) = self.left(SignedDuration::from_mins(minutes), language) {
+                    wrong.push(e);
+                }
+            }
+            for day in 0..366 {
+                let at = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * day);
+                if let Err(e) = self.date(at, &TimeZone::UTC, language) {
+                    wrong.push(e);
+                }
+            }
+        }
+        let mut once = BTreeSet::new();
+        wrong.retain(|e| once.insert((e.name.clone(), e.line, e.what.clone())));
+        wrong
+    }
+
+    fn try_facts(
+        &self,
+        facts: &Facts<'_>,
+        reveal: bool,
+        language: &str,
+        wrong: &mut Vec<RenderError>,
+    ) {
+        let (kind, part, code) = match reveal && facts.stage == Stage::CodeSent {
+            true => ("activation", "html", facts.code),
+            false => ("notice", "txt", None),
+        };
+        match self.texts_of(facts, &trial_style(reveal), language) {
+            Ok(texts) => texts.judge(kind, part, language, code, wrong),
+            Err(e) => wrong.push(e),
+        }
+    }
+}
+
+impl Texts {
+    fn into_notification(
+        self,
+        id: &str,
+        language: &str,
+        event: serde_json::Value,
+        expires_at: Timestamp,
+    ) -> Notification {
+        Notification {
+            id: id.to_owned(),
+            subject: self.subject,
+            text: self.text,
+            html: self.html,
+            chat: self.chat,
+            event,
+            language: language.to_owned(),
+            expires_at,
+        }
+    }
+
+    /// What a template must do besides rendering.
+    fn judge(
+        &self,
+        kind: &str,
+        html_from: &str,
+        language: &str,
+        code: Option<&str>,
+        wrong: &mut Vec<RenderError>,
+    ) {
+        let mut say = |part: &str, what: &str| {
+            wrong.push(RenderError {
+                name: file(kind, language, part),
+                line: 1,
+                what: what.to_owned(),
+            });
+        };
+        if self.subject.is_empty() {
+            say("subject", "the subject is empty");
+        }
+        if self.chat.is_empty() {
+            let part = if kind == "activation" { "chat" } else { "txt" };
+            say(part, "the text is empty");
+        }
+        if self.html.contains(MARKUP) {
+            say(html_from, "text of a log gets into the HTML unescaped");
+        }
+        if let Some(code) = code {
+            let missing = "the code doesn't stand in it; write {{ code }}";
+            if !self.text.contains(code) {
+                say("txt", missing);
+            }
+            if !self.html.contains(code) {
+                say("html", missing);
+            }
+            if !self.chat.iter().any(|p| p.contains(code)) {
+                say("chat", missing);
+            }
+        }
+    }
+}
+
+/// Stands in the difficult data, and must never come out of HTML like this.
+const MARKUP: &str = "<b>\"x\"&'y'</b>";
+const DIFFICULT_USER: &str = "<b>\"x\"&'y'</b> محمد 🦀 {{ code }}";
+
+fn trial_style(reveal: bool) -> Style<'static> {
+    static UTC: TimeZone = TimeZone::UTC;
+    Style {
+        id: "check",
+        reveal,
+        time_zone: &UTC,
+        language: None,
+        now: Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// Everything a template may meet: long and short, with and without what may be missing, every stage.
+fn difficult() -> Vec<Facts<'static>> {
+    static LONG: std::sync::LazyLock<(String, Device, Device)> = std::sync::LazyLock::new(|| {
+        let long = DIFFICULT_USER.repeat(40);
+        let device = Device {
+            id: long.clone(),
+            name: long.clone(),
+            vdom: long.clone(),
+        };
+        let empty = Device {
+            id: String::new(),
+            name: String::new(),
+            vdom: String::new(),
+        };
+        (long, device, empty)
+    });
+    let (long, device, empty) = &*LONG;
+    let mut all = Vec::new();
+    for stage in [
+        Stage::CodeSent,
+        Stage::Requested,
+        Stage::Activated,
+        Stage::Failed,
+    ] {
+        for test in [false, true] {
+            all.push(Facts {
+                user: long,
+                name: Some(long),
+                device,
+                stage,
+                code: Some(TEST_CODE),
+                token: Some(long),
+                event_time: Timestamp::UNIX_EPOCH,
+                expires_at: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(72),
+                test,
+            });
+            all.push(Facts {
+                user: "",
+                name: None,
+                device: empty,
+                stage,
+                code: Some(TEST_CODE),
+                token: None,
+                event_time: Timestamp::UNIX_EPOCH,
+                expires_at: Timestamp::UNIX_EPOCH,
+                test,
+            });
+        }
+    }
+    all
+}
+
+/// The body of a webhook.
+fn event(
+    activation: &Activation,
+    recipient: Option<&Recipient>,
+    reveal: bool,
+) -> serde_json::Value {
+    let code = activation.code.as_ref().map(|code| code.expose());
+    // A forged record may carry its code in a second field; a place that gets no code gets it from nowhere.
+    let show = |text: &str| match code {
+        Some(code) if !reveal => text.replace(code, "…"),
+        _ => text.to_owned(),
+    };
+    json!({
+        "type": format!("fortitoken.{}", activation.stage),
+        "timestamp": rfc3339(activation.event_time),
+        "data": {
+            "id": activation.event_id,
+            "user": show(&activation.user),
+            "code": if reveal { code } else { None },
+            "token": activation.token.as_deref().map(show),
+            "expires_at": rfc3339(activation.expires_at),
+            "device": {
+                "id": show(&activation.device.id),
+                "name": show(&activation.device.name),
+                "vdom": show(&activation.device.vdom),
+            },
+            "recipient": about(recipient),
+            "event": {
+                "logid": activation.logid,
+                "description": show(&activation.description),
+                "time": rfc3339(activation.event_time),
+            },
+        },
+    })
+}
+
+fn about(recipient: Option<&Recipient>) -> serde_json::Value {
+    json!({
+        "email": recipient.map(|r| &r.email),
+        "name": recipient.and_then(|r| r.name.as_ref()),
+        "phone": recipient.and_then(|r| r.phone.as_ref()),
+        "language": recipient.and_then(|r| r.language.as_ref()),
+    })
+}
+
+fn rfc3339(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn file(kind: &str, language: &str, part: &str) -> String {
+    format!("{kind}.{language}.{part}")
+}
+
+fn direction(language: &str) -> &'static str {
+    let primary = language.split('-').next().unwrap_or(language);
+    match RIGHT_TO_LEFT
+        .iter()
+        .any(|l| l.eq_ignore_ascii_case(primary))
+    {
+        true => "rtl",
+        false => "ltr",
+    }
+}
+
+/// Makes a value of a log or a directory fit to stand in a text: one line, no direction tricks, no code, nothing that a
+/// mail program turns into a link, not too long.
+fn clean(text: &str, code: Option<&str>) -> String {
+    let mut text = bounded(text, MAX_VALUE_CHARS);
+    if let Some(code) = code {
+        text = text.replace(code, "…");
+    }
+    if looks_like_a_link(&text) {
+        text = text.replace('.', ". ").replace('/', "/ ");
+    }
+    match text.chars().any(is_right_to_left) {
+        true => format!("\u{2068}{text}\u{2069}"),
+        false => text,
+    }
+}
+
+/// One line of at most `max` characters, without control and direction characters.
+fn bounded(text: &str, max: usize) -> String {
+    let text: String = text
+        .chars()
+        .filter(|c| !is_invisible(*c))
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(max) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+/// Characters that change the direction of a text or hide in it. The joiners of scripts and emoji stay.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{061c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+fn is_right_to_left(c: char) -> bool {
+    matches!(c, '\u{0590}'..='\u{08ff}' | '\u{fb1d}'..='\u{fdff}' | '\u{fe70}'..='\u{fefc}')
+}
+
+/// `https://…`, `www.…` or `host.example/path`. A host or user name alone is none.
+fn looks_like_a_link(text: &str) -> bool {
+    text.contains("//")
+        || text.to_ascii_lowercase().contains("www.")
+        || text
+            .split_whitespace()
+            .any(|word| matches!((word.find('.'), word.rfind('/')), (Some(dot), Some(slash)) if dot < slash))
+}
+
+/// A text without blanks at line ends, with at most one empty line in a row, and one line break at its end.
+fn tidy(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut empty = true;
+    for line in text.lines().map(str::trim_end) {
+        if line.is_empty() && empty {
+            continue;
+        }
+        empty = line.is_empty();
+        out.push_str(line);
+        out.push('\n');
+    }
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    out
+}
+
+fn paragraphs(text: &str) -> Vec<String> {
+    tidy(text)
+        .split("\n\n")
+        .map(str::trim)
+        .filter(|paragraph| !paragraph.is_empty())
+        .take(MAX_PARAGRAPHS)
+        .map(
+            |paragraph| match paragraph.char_indices().nth(MAX_PARAGRAPH_CHARS) {
+                Some((at, _)) => format!("{}…", &paragraph[..at]),
+                None => paragraph.to_owned(),
+            },
+        )
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_language_has_every_file() {
+        for (files, language) in BUILTIN[1..].iter().zip(["en", "de"]) {
+            let want: Vec<_> = PER_LANGUAGE
+                .iter()
+                .map(|(kind, part)| file(kind, language, part))
+                .collect();
+            assert_eq!(
+                files.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+                want
+            );
+        }
+    }
+
+    #[test]
+    fn the_built_in_templates_take_difficult_data_on_a_tenth_of_the_fuel() {
+        let mut templates = Templates::built_in();
+        templates.texts.set_fuel(Some(FUEL / 10));
+        assert_eq!(templates.try_all(), []);
+    }
+
+    #[test]
+    fn a_value_is_one_line_without_direction_tricks_links_or_the_code() {
+        assert_eq!(
+            clean("a\r\nBcc: b\u{2028}c\u{202e}d\0", None),
+            "a Bcc: b cd"
+        );
+        assert_eq!(clean("x EEIOTCU3LENEDJMR", Some("EEIOTCU3LENEDJMR")), "x …");
+        assert_eq!(
+            clean("https://evil.example/x", None),
+            "https:/ / evil. example/ x"
+        );
+        assert_eq!(clean("WWW.evil.example", None), "WWW. evil. example");
+        assert_eq!(clean("evil.example/x", None), "evil. example/ x");
+        assert_eq!(clean("fw1.example.com", None), "fw1.example.com");
+        assert_eq!(clean("EXAMPLE\\o'neil", None), "EXAMPLE\\o'neil");
+        assert_eq!(clean("محمد", None), "\u{2068}محمد\u{2069}");
+        assert_eq!(
+            clean(&"é".repeat(5_000), None).chars().count(),
+            MAX_VALUE_CHARS + 1
+        );
+    }
+
+    #[test]
+    fn the_time_left_is_rounded_to_the_minute() {
+        let templates = Templates::built_in();
+        let left = |secs, language| {
+            templates
+                .left(SignedDuration::from_secs(secs), language)
+                .unwrap()
+        };
+        assert_eq!(left(72 * 3600 - 2, "en"), "3 days");
+        assert_eq!(left(25 * 3600, "en"), "1 day 1 hour");
+        assert_eq!(left(3600 + 120, "en"), "1 hour 2 minutes");
+        assert_eq!(left(61, "en"), "1 minute");
+        assert_eq!(left(-5, "en"), "0 minutes");
+        assert_eq!(left(48 * 3600, "de"), "2 Tage");
+    }
+}

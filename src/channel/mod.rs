@@ -1,13 +1,245 @@
 //! Ways out. A carrier takes a notification to its next hop and says what that hop said; it never retries by itself.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+use serde::Deserializer;
+use toml::Spanned;
 
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Redactor;
+use crate::secret::Secret;
+use crate::settings::Check;
+use crate::settings::Period;
+
+pub mod file;
+pub mod http;
+pub mod mail;
+pub mod slack;
+pub mod webhook;
+
+/// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
+pub const KINDS: &[&str] = &["file", "webhook", "slack"];
+
+/// The keys of [`Common`], which every kind has.
+pub const COMMON_KEYS: &[&str] = &[
+    "timeout",
+    "concurrency",
+    "on_uncertain",
+    "reveal",
+    "time_zone",
+];
+
+/// The most deliveries that one channel may have in flight.
+const MAX_CONCURRENCY: usize = 64;
+
+/// The keys of `[channel.…]` that every kind has.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Common {
+    /// For one step of a try.
+    #[serde(default = "default_timeout")]
+    pub timeout: Spanned<Period>,
+    /// Deliveries in flight at once.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: Spanned<usize>,
+    /// What to do when nobody knows whether the peer took it.
+    #[serde(default)]
+    pub on_uncertain: OnUncertain,
+    /// Whether the code is shown; the default depends on the kind.
+    pub reveal: Option<Reveal>,
+    /// In which zone times are given; default the system's.
+    pub time_zone: Option<Spanned<String>>,
+}
+
+fn default_timeout() -> Spanned<Period> {
+    Spanned::new(0..0, Period::seconds(20))
+}
+
+fn default_concurrency() -> Spanned<usize> {
+    Spanned::new(0..0, 4)
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self {
+            timeout: default_timeout(),
+            concurrency: default_concurrency(),
+            on_uncertain: OnUncertain::default(),
+            reveal: None,
+            time_zone: None,
+        }
+    }
+}
+
+/// `reveal`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reveal {
+    /// Says that there is a code.
+    Notice,
+    /// Shows it.
+    Code,
+}
+
+/// The keys of `[channel.…]` that belong to its kind.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// `type = "file"`
+    File(file::Config),
+    /// `type = "webhook"`
+    Webhook(webhook::Config),
+    /// `type = "slack"`
+    Slack(slack::Config),
+}
+
+/// A way out, ready to be used.
+pub struct Channel {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its `type`.
+    pub kind: &'static str,
+    /// It writes to a person, so that it can do nothing without one.
+    pub needs_person: bool,
+    /// It shows the code.
+    pub reveals: bool,
+    /// Deliveries in flight at once.
+    pub concurrency: usize,
+    /// For one step of a try.
+    pub timeout: Duration,
+    /// What to do when nobody knows whether the peer took it.
+    pub on_uncertain: OnUncertain,
+    /// In which zone times are given.
+    pub time_zone: TimeZone,
+    /// Knows the channel's secrets.
+    pub redactor: Redactor,
+    /// What sends.
+    pub carrier: Arc<dyn Carrier>,
+}
+
+/// What a kind builds: what sends, and the secrets it knows.
+struct Built {
+    carrier: Arc<dyn Carrier>,
+    secrets: Vec<Secret>,
+}
+
+impl Config {
+    /// Reads the keys that belong to this kind; `None`: there is no such kind.
+    pub fn read<'de, D: Deserializer<'de>>(kind: &str, keys: D) -> Option<Result<Self, D::Error>> {
+        Some(match kind {
+            "file" => file::Config::deserialize(keys).map(Self::File),
+            "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
+            "slack" => slack::Config::deserialize(keys).map(Self::Slack),
+            _ => return None,
+        })
+    }
+
+    /// The value of the key `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Webhook(_) => "webhook",
+            Self::Slack(_) => "slack",
+        }
+    }
+
+    /// It writes to a person, so that it can do nothing without one.
+    pub fn needs_person(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Webhook(_) => false,
+            Self::Slack(slack) => slack.needs_person(),
+        }
+    }
+
+    /// Whether it shows the code. A place that others read doesn't, unless the configuration says so.
+    pub fn reveals(&self, common: &Common) -> bool {
+        let default = match self {
+            Self::File(_) | Self::Webhook(_) => Reveal::Code,
+            Self::Slack(slack) if slack.needs_person() => Reveal::Code,
+            Self::Slack(_) => Reveal::Notice,
+        };
+        common.reveal.unwrap_or(default) == Reveal::Code
+    }
+
+    /// Makes the channel; nothing is opened or sent.
+    pub fn build(
+        self,
+        name: &str,
+        common: Common,
+        state_dir: &Path,
+        check: &mut Check,
+    ) -> Option<Channel> {
+        let (kind, needs_person, reveals) =
+            (self.kind(), self.needs_person(), self.reveals(&common));
+        let timeout = common.timeout.get_ref().0;
+        if timeout.is_zero() {
+            check.problem(
+                common.timeout.span(),
+                "a timeout of nothing lets nothing through; write one such as \"20s\"",
+            );
+        }
+        let concurrency = *common.concurrency.get_ref();
+        if !(1..=MAX_CONCURRENCY).contains(&concurrency) {
+            check.problem(
+                common.concurrency.span(),
+                format!("concurrency is a number from 1 to {MAX_CONCURRENCY}"),
+            );
+        }
+        let time_zone = time_zone(common.time_zone.as_ref(), check);
+        let built = match self {
+            Self::File(config) => config.build(state_dir, check).map(|c| Built {
+                carrier: Arc::new(c),
+                secrets: Vec::new(),
+            }),
+            Self::Webhook(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
+            Self::Slack(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
+        }?;
+        Some(Channel {
+            name: name.to_owned(),
+            kind,
+            needs_person,
+            reveals,
+            concurrency,
+            timeout,
+            on_uncertain: common.on_uncertain,
+            time_zone: time_zone?,
+            redactor: Redactor::new(built.secrets),
+            carrier: built.carrier,
+        })
+    }
+}
+
+fn time_zone(name: Option<&Spanned<String>>, check: &mut Check) -> Option<TimeZone> {
+    let Some(name) = name else {
+        return Some(TimeZone::try_system().unwrap_or(TimeZone::UTC));
+    };
+    match TimeZone::get(name.get_ref()) {
+        Ok(zone) => Some(zone),
+        Err(_) => {
+            check.problem(
+                name.span(),
+                format!(
+                    "this system knows no time zone {:?}; write one such as \"Europe/Berlin\"",
+                    name.get_ref()
+                ),
+            );
+            None
+        }
+    }
+}
 
 /// How one kind of channel sends.
 #[async_trait]

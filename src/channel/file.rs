@@ -1,0 +1,197 @@
+//! The channel `file`: one `.eml` per notification in a directory, for trials and for programs that pick mail up there.
+
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use lettre::message::Mailbox;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::channel::Attempt;
+use crate::channel::Carrier;
+use crate::channel::Receipt;
+use crate::channel::SendError;
+use crate::channel::mail;
+use crate::settings::Check;
+
+/// The sender, where the configuration names none.
+const DEFAULT_FROM: &str = "ftm-relay@localhost";
+/// The longest part of a file's name that comes from a message id.
+const MAX_ID_CHARS: usize = 100;
+
+/// `type = "file"`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The directory; it is made when it isn't there.
+    pub path: Spanned<PathBuf>,
+    /// The sender.
+    pub from: Option<Spanned<String>>,
+}
+
+/// A directory of mails.
+pub struct File {
+    dir: PathBuf,
+    from: Mailbox,
+}
+
+impl Config {
+    /// Checks that the directory may hold codes: nothing in `state_dir` may.
+    pub fn build(self, state_dir: &Path, check: &mut Check) -> Option<File> {
+        let dir = check.path(self.path.get_ref());
+        let mut good = true;
+        if real(&dir).starts_with(real(state_dir)) {
+            check.problem(
+                self.path.span(),
+                format!(
+                    "{} is inside state_dir, and these files hold codes in clear; choose another directory",
+                    dir.display()
+                ),
+            );
+            good = false;
+        } else if dir.exists() && !dir.is_dir() {
+            check.problem(
+                self.path.span(),
+                format!("{} is no directory", dir.display()),
+            );
+            good = false;
+        }
+        let (from, span) = match &self.from {
+            Some(from) => (from.get_ref().as_str(), Some(from.span())),
+            None => (DEFAULT_FROM, None),
+        };
+        match from.parse() {
+            Ok(from) if good => Some(File { dir, from }),
+            Ok(_) => None,
+            Err(_) => {
+                check.problem(
+                    span,
+                    format!(
+                        "\"{from}\" is no sender; write one such as \"IT Service Desk <it@example.com>\""
+                    ),
+                );
+                None
+            }
+        }
+    }
+}
+
+/// The path without links and `..`, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut rest = Vec::new();
+    let mut there = path.as_path();
+    loop {
+        if let Ok(real) = there.canonicalize() {
+            return rest.iter().rev().fold(real, |path, part| path.join(part));
+        }
+        match (there.parent(), there.components().next_back()) {
+            (Some(parent), Some(last)) => {
+                rest.push(last.as_os_str().to_owned());
+                there = parent;
+            }
+            _ => return path,
+        }
+    }
+}
+
+#[async_trait]
+impl Carrier for File {
+    async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError> {
+        let Some(to) = attempt.to else {
+            return Err(SendError::Permanent {
+                reason: "a mail needs a person, and none was found".to_owned(),
+            });
+        };
+        let name = to.name.as_deref();
+        let bytes = mail::build(&self.from, None, &to.email, name, attempt.note).map_err(|e| {
+            SendError::Permanent {
+                reason: e.to_string(),
+            }
+        })?;
+        let name = file_name(Timestamp::now(), &attempt.note.id);
+        attempt.commit.commit().await?;
+        let (dir, file) = (self.dir.clone(), name.clone());
+        let written = tokio::task::spawn_blocking(move || write(&dir, &file, &bytes))
+            .await
+            .map_err(|_| io::Error::other("the writing thread died"))
+            .flatten();
+        match written {
+            Ok(()) => {
+                attempt.transcript.line(|| format!("wrote {name}"));
+                Ok(Receipt {
+                    said: format!("written as {name}"),
+                })
+            }
+            Err(e) => {
+                let reason = format!("{} can't be written to: {e}", self.dir.display());
+                Err(match e.kind() {
+                    io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::NotADirectory => SendError::Broken { reason },
+                    _ => SendError::Away {
+                        reason,
+                        after: None,
+                    },
+                })
+            }
+        }
+    }
+}
+
+/// Sorts by time; the id finds the delivery.
+fn file_name(now: Timestamp, id: &str) -> String {
+    let id: String = id
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        .take(MAX_ID_CHARS)
+        .collect();
+    format!("{}-{id}.eml", now.strftime("%Y%m%dT%H%M%S%3fZ"))
+}
+
+/// A reader of the directory sees the whole file or none, and a power cut leaves it that way.
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
+    let (hidden, shown) = (dir.join(format!(".{name}.part")), dir.join(name));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&hidden)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&hidden, &shown));
+    if let Err(e) = written {
+        // What is left of it is useless; that it can't be removed says nothing new.
+        fs::remove_file(&hidden).ok();
+        return Err(e);
+    }
+    fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_name_holds_nothing_that_leads_elsewhere() {
+        let at = "2026-11-23T10:22:31Z".parse().unwrap();
+        assert_eq!(
+            file_name(at, "../../a b/c.1@x"),
+            "20261123T102231000Z-abc1x.eml"
+        );
+    }
+}
