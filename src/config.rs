@@ -60,6 +60,8 @@ pub struct Config {
     pub pipeline: Pipeline,
     /// Everything behind the outbox.
     pub dispatch: dispatch::Settings,
+    /// The channels by name, also those whose secrets can't be read here.
+    pub channels: Vec<ChannelFacts>,
     /// The outbox.
     pub outbox: outbox::Settings,
 }
@@ -129,7 +131,10 @@ pub enum Use {
 pub fn state_dir(path: &Path) -> Result<PathBuf, String> {
     let text = read(path)?;
     let (root, _) = DeTable::parse_recoverable(&text);
-    let named = root.get_ref().get("state_dir").and_then(|v| v.get_ref().as_str().map(PathBuf::from));
+    let named = root
+        .get_ref()
+        .get("state_dir")
+        .and_then(|v| v.get_ref().as_str().map(PathBuf::from));
     Ok(state_dir_of(named, &directory(path)))
 }
 
@@ -137,12 +142,17 @@ pub fn state_dir(path: &Path) -> Result<PathBuf, String> {
 fn state_dir_of(named: Option<PathBuf>, dir: &Path) -> PathBuf {
     match named {
         Some(path) => dir.join(path),
-        None => std::env::var_os("STATE_DIRECTORY").map_or_else(|| dir.join("state"), PathBuf::from),
+        None => {
+            std::env::var_os("STATE_DIRECTORY").map_or_else(|| dir.join("state"), PathBuf::from)
+        }
     }
 }
 
 fn directory(path: &Path) -> PathBuf {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())
 }
 
@@ -160,14 +170,28 @@ pub fn load(path: &Path, purpose: Use) -> Loaded {
             String::new()
         }
     };
-    let file = if check.has_problems() { None } else { File::parse(&text, &mut check) };
-    let config = file.and_then(|file| file.build(&mut check)).filter(|_| !check.has_problems());
-    let report = Report(check.findings().into_iter().map(|finding| place(path, &text, finding)).collect());
+    let file = if check.has_problems() {
+        None
+    } else {
+        File::parse(&text, &mut check)
+    };
+    let config = file
+        .and_then(|file| file.build(&mut check))
+        .filter(|_| !check.has_problems());
+    let report = Report(
+        check
+            .findings()
+            .into_iter()
+            .map(|finding| place(path, &text, finding))
+            .collect(),
+    );
     Loaded { config, report }
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|e| format!("can't be read: {e}"))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|e| format!("can't be read: {e}"))?
+        .len();
     if size > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
     }
@@ -183,7 +207,10 @@ fn place(path: &Path, text: &str, finding: Finding) -> Placed {
     let at = finding.span.map(|span| {
         let before = text.get(..span.start.min(text.len())).unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        (
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )
     });
     Placed {
         weight,
@@ -218,7 +245,19 @@ struct File {
 }
 
 const SECTIONS: &[&str] = &[
-    "state_dir", "validity", "http", "listen", "recipients", "limits", "directory", "device", "channel", "route", "rule", "outbox", "templates",
+    "state_dir",
+    "validity",
+    "http",
+    "listen",
+    "recipients",
+    "limits",
+    "directory",
+    "device",
+    "channel",
+    "route",
+    "rule",
+    "outbox",
+    "templates",
 ];
 
 impl File {
@@ -263,7 +302,9 @@ impl File {
         file.http = take("http").and_then(|v| reader.read(v));
         file.listen = reader.list(take("listen"), "listen", Reader::listen);
         file.recipients = take("recipients").and_then(|v| reader.read(v));
-        file.limits = take("limits").and_then(|v| reader.read(v)).unwrap_or_default();
+        file.limits = take("limits")
+            .and_then(|v| reader.read(v))
+            .unwrap_or_default();
         file.directory = reader.list(take("directory"), "directory", Reader::directory);
         file.device = reader.list(take("device"), "device", Reader::read);
         if let Some(value) = take("channel") {
@@ -271,15 +312,24 @@ impl File {
         }
         file.route = reader.list(take("route"), "route", Reader::read);
         file.rule = reader.list(take("rule"), "rule", Reader::read);
-        file.outbox = take("outbox").and_then(|v| reader.read(v)).unwrap_or_default();
-        file.templates = take("templates").and_then(|v| reader.read(v)).unwrap_or_default();
+        file.outbox = take("outbox")
+            .and_then(|v| reader.read(v))
+            .unwrap_or_default();
+        file.templates = take("templates")
+            .and_then(|v| reader.read(v))
+            .unwrap_or_default();
         Some(file)
     }
 }
 
 fn unknown(what: &str, name: &str, expected: &[&str]) -> String {
-    let hint = nearest(name, expected.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
-    format!("unknown {what} `{name}`; {hint}expected one of {}", expected.join(", "))
+    let hint = nearest(name, expected.iter().copied())
+        .map(|n| format!("did you mean `{n}`? "))
+        .unwrap_or_default();
+    format!(
+        "unknown {what} `{name}`; {hint}expected one of {}",
+        expected.join(", ")
+    )
 }
 
 struct Reader<'c> {
@@ -288,9 +338,17 @@ struct Reader<'c> {
 
 impl Reader<'_> {
     /// Reads one value, and says *every* problem of it: what is wrong is named, taken out, and the rest is read again.
-    fn read<T: DeserializeOwned>(&mut self, mut value: Value<'_>) -> Option<T> {
+    fn read<T: DeserializeOwned>(&mut self, value: Value<'_>) -> Option<T> {
+        self.read_with(value, |value| T::deserialize(value))
+    }
+
+    fn read_with<'t, T>(
+        &mut self,
+        mut value: Value<'t>,
+        read: impl Fn(ValueDeserializer<'t>) -> Result<T, toml::de::Error>,
+    ) -> Option<T> {
         for _ in 0..MAX_PROBLEMS_PER_TABLE {
-            match T::deserialize(ValueDeserializer::from(value.clone())) {
+            match read(ValueDeserializer::from(value.clone())) {
                 Ok(read) => return Some(read),
                 Err(error) => {
                     let span = error.span().unwrap_or(value.span());
@@ -311,28 +369,52 @@ impl Reader<'_> {
         name: &str,
         read: impl Fn(&mut Self, Value<'_>) -> Option<T>,
     ) -> Vec<Spanned<T>> {
-        let Some(value) = value else { return Vec::new() };
+        let Some(value) = value else {
+            return Vec::new();
+        };
         let span = value.span();
         let DeValue::Array(items) = value.into_inner() else {
-            self.check.problem(span, format!("`{name}` is a list of tables; write [[{name}]]"));
+            self.check.problem(
+                span,
+                format!("`{name}` is a list of tables; write [[{name}]]"),
+            );
             return Vec::new();
         };
         let items = items.into_iter();
-        items.filter_map(|item| { let span = item.span(); read(self, item).map(|read| Spanned::new(span, read)) }).collect()
+        items
+            .filter_map(|item| {
+                let span = item.span();
+                read(self, item).map(|read| Spanned::new(span, read))
+            })
+            .collect()
     }
 
     /// Takes the key out that says of which kind a table is.
-    fn kind<'t>(&mut self, value: Value<'t>, key: &str, kinds: &[&'static str]) -> Option<(&'static str, Range<usize>, Table<'t>)> {
+    fn kind<'t>(
+        &mut self,
+        value: Value<'t>,
+        key: &str,
+        kinds: &[&'static str],
+    ) -> Option<(&'static str, Range<usize>, Table<'t>)> {
         let span = value.span();
         let DeValue::Table(mut table) = value.into_inner() else {
             self.check.problem(span, "this must be a table");
             return None;
         };
         let Some(kind) = table.remove(key) else {
-            let near = table.iter().map(|(k, _)| k).find(|k| nearest(k.get_ref(), [key]).is_some());
+            let near = table
+                .iter()
+                .map(|(k, _)| k)
+                .find(|k| nearest(k.get_ref(), [key]).is_some());
             match near {
-                Some(wrong) => self.check.problem(wrong.span(), format!("unknown key `{}`; did you mean `{key}`?", wrong.get_ref())),
-                None => self.check.problem(span, format!("`{key}` is missing; it is one of {}", kinds.join(", "))),
+                Some(wrong) => self.check.problem(
+                    wrong.span(),
+                    format!("unknown key `{}`; did you mean `{key}`?", wrong.get_ref()),
+                ),
+                None => self.check.problem(
+                    span,
+                    format!("`{key}` is missing; it is one of {}", kinds.join(", ")),
+                ),
             }
             return None;
         };
@@ -358,17 +440,18 @@ impl Reader<'_> {
     fn directory(&mut self, value: Value<'_>) -> Option<directory::Config> {
         let (kind, span, table) = self.kind(value, "type", directory::KINDS)?;
         let value = Spanned::new(span, DeValue::Table(table));
-        match kind {
-            "table" => self.read(value).map(directory::Config::Table),
-            "pattern" => self.read(value).map(directory::Config::Pattern),
-            _ => self.read(value).map(directory::Config::Log),
-        }
+        self.read_with(value, |value| directory::Config::deserialize(kind, value))
     }
 
-    fn channels(&mut self, value: Value<'_>, names: &mut Vec<String>) -> BTreeMap<String, Spanned<(channel::Common, channel::Config)>> {
+    fn channels(
+        &mut self,
+        value: Value<'_>,
+        names: &mut Vec<String>,
+    ) -> BTreeMap<String, Spanned<(channel::Common, channel::Config)>> {
         let span = value.span();
         let DeValue::Table(table) = value.into_inner() else {
-            self.check.problem(span, "channels have names; write [channel.mail]");
+            self.check
+                .problem(span, "channels have names; write [channel.mail]");
             return BTreeMap::new();
         };
         let mut channels = BTreeMap::new();
@@ -392,12 +475,9 @@ impl Reader<'_> {
         }
         let common = self.read(Spanned::new(span.clone(), DeValue::Table(common)));
         let value = Spanned::new(span, DeValue::Table(table));
-        let config = match kind {
-            "smtp" => self.read(value).map(channel::Config::Smtp),
-            "file" => self.read(value).map(channel::Config::File),
-            "webhook" => self.read(value).map(channel::Config::Webhook),
-            _ => self.read(value).map(channel::Config::Slack),
-        };
+        let config = self.read_with(value, |value| {
+            channel::Config::read(kind, value).expect("`kind` gave one of KINDS")
+        });
         Some((common?, config?))
     }
 }
@@ -407,7 +487,10 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
     let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     match value.get_mut() {
         DeValue::Table(table) => {
-            let hit = table.iter().find(|(k, v)| holds(k.span()) || holds(v.span())).map(|(k, _)| k.get_ref().to_string());
+            let hit = table
+                .iter()
+                .find(|(k, v)| holds(k.span()) || holds(v.span()))
+                .map(|(k, _)| k.get_ref().to_string());
             let Some(key) = hit else { return false };
             if let Some(inner) = table.get_mut(key.as_str())
                 && inner.span() != *span
@@ -419,7 +502,9 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
         }
         DeValue::Array(items) => {
             let mut kept = std::mem::take(items).into_iter().collect::<Vec<_>>();
-            let Some(at) = kept.iter().position(|item| holds(item.span())) else { return false };
+            let Some(at) = kept.iter().position(|item| holds(item.span())) else {
+                return false;
+            };
             if kept[at].span() == *span || !remove(&mut kept[at], span) {
                 kept.remove(at);
             }
@@ -451,21 +536,15 @@ impl File {
         let listeners: Vec<_> = self.listen.into_iter().map(Spanned::into_inner).collect();
         let devices = Devices::build(self.device, self.validity.0, check);
         let rules = Rules::build(self.rule, check);
+        let facts = facts(&self.channel_names, &self.channel);
         let channels = channels(self.channel, &state_dir, check);
-        let facts: Vec<_> = self
-            .channel_names
-            .iter()
-            .map(|name| {
-                let built = channels.iter().find(|c| c.name == *name);
-                ChannelFacts {
-                    name: name.clone(),
-                    reveals: built.is_none_or(|c| c.reveals),
-                    needs_person: built.is_some_and(|c| c.needs_person),
-                }
-            })
-            .collect();
-        let routes = Routes::build(self.route, &facts, recipients.as_ref(), check);
-        let directories = recipients.clone().and_then(|r| Directories::build(self.directory, r, check));
+        let routes = self.route.into_iter().map(Spanned::into_inner).collect();
+        let routes = recipients
+            .as_ref()
+            .and_then(|r| Routes::build(routes, &facts, r, check));
+        let directories = recipients
+            .clone()
+            .and_then(|r| Directories::build(self.directory, r, check));
         let templates = self.templates.build(check);
         let outbox = self.outbox.build(check)?;
         if check.has_problems() {
@@ -483,10 +562,11 @@ impl File {
                 routes: routes?,
                 channels,
                 templates: templates?,
-                limits: self.limits.build(),
+                limits: self.limits,
                 mismatch,
                 retention: outbox.retention,
             },
+            channels: facts,
             outbox,
         })
     }
@@ -499,19 +579,44 @@ fn listeners(listen: &[Spanned<ingest::Config>], check: &mut Check) -> HashMap<S
         let (span, listener) = (listener.span(), listener.get_ref());
         listener.build(check);
         let name = listener.name();
-        let admission = Admission { allow: listener.allow().to_vec(), devices: listener.devices().to_vec() };
+        let admission = Admission {
+            allow: listener.allow().to_vec(),
+            devices: listener.devices().to_vec(),
+        };
         if admissions.insert(name.clone(), admission).is_some() {
-            check.problem(span.clone(), format!("two listeners are called \"{name}\"; give one another `name`"));
+            check.problem(
+                span.clone(),
+                format!("two listeners are called \"{name}\"; give one another `name`"),
+            );
         }
         // A port of 0 is another one each time.
         let socket = (listener.is_udp(), listener.address());
         if listener.address().port() != 0
             && let Some(other) = taken.insert(socket, name.clone())
         {
-            check.problem(span, format!("the listeners \"{other}\" and \"{name}\" have the same address"));
+            check.problem(
+                span,
+                format!("the listeners \"{other}\" and \"{name}\" have the same address"),
+            );
         }
     }
     admissions
+}
+
+/// What routes need to know of each channel; one that couldn't be read has its name only, so that no problem follows from another.
+fn facts(
+    names: &[String],
+    configs: &BTreeMap<String, Spanned<(channel::Common, channel::Config)>>,
+) -> Vec<ChannelFacts> {
+    let facts = |name: &String| {
+        let read = configs.get(name).map(Spanned::get_ref);
+        ChannelFacts {
+            name: name.clone(),
+            reveals: read.is_none_or(|(common, config)| config.reveals(common)),
+            needs_person: read.is_some_and(|(_, config)| config.needs_person()),
+        }
+    };
+    names.iter().map(facts).collect()
 }
 
 fn channels(
@@ -522,8 +627,15 @@ fn channels(
     let mut channels = Vec::new();
     for (name, config) in configs {
         let span = config.span();
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
-            check.problem(span, format!("\"{name}\" is no name for a channel; use letters, digits, - and _"));
+        if name.is_empty()
+            || !name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        {
+            check.problem(
+                span,
+                format!("\"{name}\" is no name for a channel; use letters, digits, - and _"),
+            );
             continue;
         }
         let (common, config) = config.into_inner();

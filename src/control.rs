@@ -81,7 +81,10 @@ pub struct Stats {
 
 impl From<Depth> for Stats {
     fn from(depth: Depth) -> Self {
-        Self { items: depth.items, oldest: depth.oldest }
+        Self {
+            items: depth.items,
+            oldest: depth.oldest,
+        }
     }
 }
 
@@ -129,7 +132,11 @@ pub trait Operator: Send + Sync {
 /// Where the socket of a running relay may be, the likeliest first.
 pub fn places(state_dir: &Path) -> Vec<PathBuf> {
     let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
-    runtime.into_iter().chain([state_dir.to_owned()]).map(|dir| dir.join(SOCKET)).collect()
+    runtime
+        .into_iter()
+        .chain([state_dir.to_owned()])
+        .map(|dir| dir.join(SOCKET))
+        .collect()
 }
 
 /// The listening socket; its file goes with it.
@@ -172,7 +179,9 @@ impl Door {
                 tokio::time::sleep(Duration::from_millis(100)).await; // out of descriptors: others may close some
                 continue;
             };
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                continue;
+            };
             let (operator, shutdown) = (Arc::clone(&operator), shutdown.clone());
             tokio::spawn(async move {
                 let _permit = permit;
@@ -191,7 +200,11 @@ async fn serve_one(stream: UnixStream, operator: Arc<dyn Operator>) -> io::Resul
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read.take(MAX_LINE_BYTES));
     let mut line = String::new();
-    while timeout(IDLE, read.read_line(&mut line)).await.map_err(io::Error::other)?? > 0 {
+    while timeout(IDLE, read.read_line(&mut line))
+        .await
+        .map_err(io::Error::other)??
+        > 0
+    {
         let answer = match serde_json::from_str(&line) {
             Ok(request) => operator.answer(request).await,
             // The text of the error could repeat the request, and that may hold a code.
@@ -210,15 +223,26 @@ pub async fn ask(state_dir: &Path, request: &Request) -> io::Result<Option<Answe
     for path in places(state_dir) {
         let mut stream = match UnixStream::connect(&path).await {
             Ok(stream) => stream,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => continue,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                continue;
+            }
             Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
         };
         let mut text = serde_json::to_vec(request).map_err(io::Error::other)?;
         text.push(b'\n');
         stream.write_all(&text).await?;
         let mut line = String::new();
-        BufReader::new(stream.take(MAX_LINE_BYTES)).read_line(&mut line).await?;
-        return serde_json::from_str(&line).map(Some).map_err(io::Error::other);
+        BufReader::new(stream.take(MAX_LINE_BYTES))
+            .read_line(&mut line)
+            .await?;
+        return serde_json::from_str(&line)
+            .map(Some)
+            .map_err(io::Error::other);
     }
     Ok(None)
 }

@@ -25,12 +25,27 @@ pub fn init(format: Format) {
     let layer = match format {
         // journald keeps the time itself, and colours are for terminals.
         Format::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
-            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time().boxed()
+            tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(false)
+                .with_target(false)
+                .without_time()
+                .boxed()
         }
-        Format::Text => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).boxed(),
-        Format::Json => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).json().boxed(),
+        Format::Text => tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .with_target(false)
+            .boxed(),
+        Format::Json => tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .json()
+            .boxed(),
     };
-    tracing_subscriber::registry().with(level).with(layer.with_filter(filter_fn(ours))).init();
+    tracing_subscriber::registry()
+        .with(level)
+        .with(layer.with_filter(filter_fn(ours)))
+        .init();
 }
 
 /// Other crates may print what passes through them below `warn`: bodies, headers, bytes. That never reaches a log.

@@ -97,10 +97,15 @@ impl Relay {
     /// Opens the outbox and binds every socket; nothing runs yet.
     pub async fn bind(config: Config, path: PathBuf) -> anyhow::Result<Self> {
         let (metrics, registry) = Metrics::new();
-        let opened = outbox::open(&config.outbox, &config.state_dir)
-            .with_context(|| format!("the outbox in {} can't be opened", config.state_dir.display()))?;
+        let opened = outbox::open(&config.outbox, &config.state_dir).with_context(|| {
+            format!(
+                "the outbox in {} can't be opened",
+                config.state_dir.display()
+            )
+        })?;
         let outbox = opened.outbox;
-        let door = Door::bind(&config.state_dir).context("the socket for `ftm-relay queue` can't be bound")?;
+        let door = Door::bind(&config.state_dir)
+            .context("the socket for `ftm-relay queue` can't be bound")?;
         let readiness = Arc::new(Readiness::default());
         let seen = Arc::new(Seen::default());
         let dispatcher = Dispatcher::new(Arc::clone(&outbox), metrics.clone());
@@ -110,8 +115,19 @@ impl Relay {
         if let Some(damaged) = opened.quarantined {
             let text = "The outbox was damaged and a new one was made; codes that were waiting in the old one were not sent";
             let subject = format!("the damaged file is kept as {}", damaged.display());
-            let tell = |channel| Escalate { channel, reason: "outbox-damaged".to_owned(), text: text.to_owned(), subject: subject.clone() };
-            let told = config.dispatch.routes.escalate_all().into_iter().map(tell).collect();
+            let tell = |channel| Escalate {
+                channel,
+                reason: "outbox-damaged".to_owned(),
+                text: text.to_owned(),
+                subject: subject.clone(),
+            };
+            let told = config
+                .dispatch
+                .routes
+                .escalate_all()
+                .into_iter()
+                .map(tell)
+                .collect();
             outbox.escalate(told, Timestamp::now()).await?;
         }
         let view = Arc::new(web::View::new(
@@ -134,10 +150,31 @@ impl Relay {
             bound.push(one);
         }
         let pipeline = ArcSwap::from_pointee(config.pipeline);
-        let reader = Arc::new(Reader { pipeline, outbox, metrics, seen, readiness, dispatcher: Arc::clone(&dispatcher) });
+        let reader = Arc::new(Reader {
+            pipeline,
+            outbox,
+            metrics,
+            seen,
+            readiness,
+            dispatcher: Arc::clone(&dispatcher),
+        });
         let settings = watch::Sender::new(Arc::new(config.dispatch));
         let (state_dir, outbox_settings) = (config.state_dir, config.outbox);
-        Ok(Self { path, state_dir, outbox_settings, reader, frames, intake, listeners, bound, dispatcher, settings, web, view, door })
+        Ok(Self {
+            path,
+            state_dir,
+            outbox_settings,
+            reader,
+            frames,
+            intake,
+            listeners,
+            bound,
+            dispatcher,
+            settings,
+            web,
+            view,
+            door,
+        })
     }
 
     /// Where the page is, for tests that asked for port 0.
@@ -146,7 +183,11 @@ impl Relay {
     }
 
     /// Runs until `shutdown` or until a task fails; each message of `reload` reads the configuration again.
-    pub async fn run(mut self, shutdown: CancellationToken, mut reload: mpsc::Receiver<()>) -> anyhow::Result<()> {
+    pub async fn run(
+        mut self,
+        shutdown: CancellationToken,
+        mut reload: mpsc::Receiver<()>,
+    ) -> anyhow::Result<()> {
         let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
         let mut ways_in: JoinSet<anyhow::Result<()>> = JoinSet::new();
         let after_intake = CancellationToken::new();
@@ -162,14 +203,32 @@ impl Relay {
             door.serve(reader, door_closed).await;
             Ok(())
         });
-        tasks.spawn(Arc::clone(&self.dispatcher).run(self.settings.subscribe(), after_intake.clone()));
-        let mut reading = tokio::spawn(Arc::clone(&self.reader).run(self.frames, self.intake.clone()));
+        tasks.spawn(
+            Arc::clone(&self.dispatcher).run(self.settings.subscribe(), after_intake.clone()),
+        );
+        let mut reading =
+            tokio::spawn(Arc::clone(&self.reader).run(self.frames, self.intake.clone()));
         for (bound, listening) in std::mem::take(&mut self.bound) {
-            serve(&mut ways_in, bound, &listening, &self.intake, &self.reader.metrics);
+            serve(
+                &mut ways_in,
+                bound,
+                &listening,
+                &self.intake,
+                &self.reader.metrics,
+            );
         }
-        self.view.set_listeners(self.listeners.values().map(|l| l.config.load_full()).collect());
+        self.view.set_listeners(
+            self.listeners
+                .values()
+                .map(|l| l.config.load_full())
+                .collect(),
+        );
         self.reader.metrics.config_reload_success.set(1);
-        info!("Ready: {} listeners, state in {}", self.listeners.len(), self.state_dir.display());
+        info!(
+            "Ready: {} listeners, state in {}",
+            self.listeners.len(),
+            self.state_dir.display()
+        );
 
         let ended = loop {
             tokio::select! {
@@ -242,20 +301,42 @@ impl Relay {
 type Key = (bool, SocketAddr);
 
 fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listening))> {
-    let bound = ingest::bind(config)
-        .with_context(|| format!("the listener \"{}\" can't be bound to {}", config.name(), config.address()))?;
+    let bound = ingest::bind(config).with_context(|| {
+        format!(
+            "the listener \"{}\" can't be bound to {}",
+            config.name(),
+            config.address()
+        )
+    })?;
     info!(listener = %config.name(), "Listening on {} {}", if config.is_udp() { "udp" } else { "tcp" }, bound.local_addr());
-    let listening = Listening { config: Arc::new(ArcSwap::from_pointee(config.clone())), stop: CancellationToken::new() };
+    let listening = Listening {
+        config: Arc::new(ArcSwap::from_pointee(config.clone())),
+        stop: CancellationToken::new(),
+    };
     Ok(((config.is_udp(), config.address()), (bound, listening)))
 }
 
-fn serve(ways_in: &mut JoinSet<anyhow::Result<()>>, bound: ingest::Bound, listening: &Listening, intake: &Intake, metrics: &Metrics) {
+fn serve(
+    ways_in: &mut JoinSet<anyhow::Result<()>>,
+    bound: ingest::Bound,
+    listening: &Listening,
+    intake: &Intake,
+    metrics: &Metrics,
+) {
     let counters = metrics.listener(&listening.config.load().name());
-    ways_in.spawn(bound.serve(intake.clone(), counters, Arc::clone(&listening.config), listening.stop.clone()));
+    ways_in.spawn(bound.serve(
+        intake.clone(),
+        counters,
+        Arc::clone(&listening.config),
+        listening.stop.clone(),
+    ));
 }
 
 /// Takes a new configuration, or says why not and changes nothing.
-#[expect(clippy::too_many_arguments, reason = "the parts of one relay, borrowed apart so that its tasks can go on")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one relay, borrowed apart so that its tasks can go on"
+)]
 fn reloading(
     path: &std::path::Path,
     state_dir: &std::path::Path,
@@ -270,7 +351,9 @@ fn reloading(
     for placed in &loaded.report.0 {
         warn!("{placed}");
     }
-    let Some(config) = loaded.config else { bail!("it has problems, see above") };
+    let Some(config) = loaded.config else {
+        bail!("it has problems, see above")
+    };
     if config.state_dir != state_dir || !config.outbox.same_store(outbox_settings) {
         bail!("state_dir and [outbox] change only with a restart");
     }
@@ -282,7 +365,10 @@ fn reloading(
         }
     }
     listeners.retain(|key, listening| {
-        let kept = config.listeners.iter().find(|l| (l.is_udp(), l.address()) == *key);
+        let kept = config
+            .listeners
+            .iter()
+            .find(|l| (l.is_udp(), l.address()) == *key);
         match kept {
             Some(listener) => listening.config.store(Arc::new(listener.clone())),
             None => listening.stop.cancel(),
@@ -310,7 +396,11 @@ impl Reader {
         drop(intake);
         while let Some(batch) = frames.recv_batch(BATCH_FRAMES).await {
             let pipeline = self.pipeline.load_full();
-            let wanted: Vec<_> = batch.frames().iter().filter_map(|frame| self.read(&pipeline, frame)).collect();
+            let wanted: Vec<_> = batch
+                .frames()
+                .iter()
+                .filter_map(|frame| self.read(&pipeline, frame))
+                .collect();
             if !wanted.is_empty() {
                 self.commit(wanted, &away).await?;
             }
@@ -321,14 +411,22 @@ impl Reader {
     fn read(&self, pipeline: &Pipeline, frame: &Frame) -> Option<Activation> {
         let reading = pipeline.process(frame);
         if let Some(format) = reading.format {
-            self.metrics.records.get_or_create(&metrics::Format { format: format.to_owned() }).inc();
+            self.metrics
+                .records
+                .get_or_create(&metrics::Format {
+                    format: format.to_owned(),
+                })
+                .inc();
         }
         let skew = match &reading.verdict {
             Verdict::Wanted(activation) => Some(activation.skew),
             Verdict::Ignored(_) | Verdict::Rejected(_) => None,
         };
-        if let (Some(device), Verdict::Wanted(_) | Verdict::Ignored(_)) = (&reading.device, &reading.verdict) {
-            self.seen.heard(device, frame.received_at, skew, &self.metrics);
+        if let (Some(device), Verdict::Wanted(_) | Verdict::Ignored(_)) =
+            (&reading.device, &reading.verdict)
+        {
+            self.seen
+                .heard(device, frame.received_at, skew, &self.metrics);
         }
         let listener = frame.listener.as_deref().unwrap_or("-");
         match reading.verdict {
@@ -340,8 +438,15 @@ impl Reader {
             }
             Verdict::Rejected(reason) => {
                 self.metrics.activation("rejected");
-                let from = frame.peer.address.map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
-                warn!(listener, logid = reading.logid, "Rejected a record from {from}: {reason}");
+                let from = frame
+                    .peer
+                    .address
+                    .map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
+                warn!(
+                    listener,
+                    logid = reading.logid,
+                    "Rejected a record from {from}: {reason}"
+                );
                 None
             }
             Verdict::Ignored(_) => None,
@@ -349,7 +454,11 @@ impl Reader {
     }
 
     /// Commits however long it takes; meanwhile the listeners feel it.
-    async fn commit(&self, wanted: Vec<Activation>, away: &std::sync::atomic::AtomicBool) -> anyhow::Result<Vec<Stored>> {
+    async fn commit(
+        &self,
+        wanted: Vec<Activation>,
+        away: &std::sync::atomic::AtomicBool,
+    ) -> anyhow::Result<Vec<Stored>> {
         use std::sync::atomic::Ordering::Relaxed;
         loop {
             match self.outbox.put(wanted.clone()).await {
@@ -364,7 +473,9 @@ impl Reader {
                     return Ok(stored);
                 }
                 Err(e @ OutboxError::Damaged(_)) => {
-                    return Err(e).context("the relay stops; at its next start the damaged outbox is put aside");
+                    return Err(e).context(
+                        "the relay stops; at its next start the damaged outbox is put aside",
+                    );
                 }
                 Err(e) => {
                     if !away.swap(true, Relaxed) {
@@ -384,14 +495,26 @@ impl Reader {
                 self.metrics.activation("duplicate");
                 info!(%user, device = %device.name, "Known already: {} for {user} on {} ({})", activation.stage, device.name, device.vdom);
             }
-            Stored::New { id, superseded, late } => {
+            Stored::New {
+                id,
+                superseded,
+                late,
+            } => {
                 if activation.stage == Stage::CodeSent {
-                    self.metrics.activation(if activation.code.is_some() { "relay" } else { "no_code" });
+                    self.metrics.activation(if activation.code.is_some() {
+                        "relay"
+                    } else {
+                        "no_code"
+                    });
                 }
                 for _ in 0..*superseded + usize::from(*late) {
                     self.metrics.ended("superseded");
                 }
-                let what = if activation.stage == Stage::CodeSent && activation.code.is_none() { ", without a code" } else { "" };
+                let what = if activation.stage == Stage::CodeSent && activation.code.is_none() {
+                    ", without a code"
+                } else {
+                    ""
+                };
                 info!(
                     activation.id = %id, %user, device = %device.name,
                     "Received {id}: {}{what} for {user} on {} ({})", activation.stage, device.name, device.vdom
@@ -406,12 +529,21 @@ impl Reader {
         let mut done = Replayed::default();
         let mut wanted = Vec::new();
         for line in lines {
-            let bytes = BASE64_STANDARD.decode(line).context("a line is no base64")?;
-            let frame = Frame { bytes, peer: Peer::unknown(), listener: None, received_at: Timestamp::now() };
+            let bytes = BASE64_STANDARD
+                .decode(line)
+                .context("a line is no base64")?;
+            let frame = Frame {
+                bytes,
+                peer: Peer::unknown(),
+                listener: None,
+                received_at: Timestamp::now(),
+            };
             done += replayed(&pipeline, &frame, &mut wanted);
         }
         if !wanted.is_empty() {
-            let stored = self.commit(wanted.clone(), &std::sync::atomic::AtomicBool::new(false)).await?;
+            let stored = self
+                .commit(wanted.clone(), &std::sync::atomic::AtomicBool::new(false))
+                .await?;
             settle_replayed(&mut done, &wanted, &stored);
         }
         Ok(done)
@@ -420,7 +552,10 @@ impl Reader {
 
 /// Reads one replayed line; what is wanted is counted once the outbox has said whether it knew it.
 pub fn replayed(pipeline: &Pipeline, frame: &Frame, wanted: &mut Vec<Activation>) -> Replayed {
-    let mut one = Replayed { lines: 1, ..Replayed::default() };
+    let mut one = Replayed {
+        lines: 1,
+        ..Replayed::default()
+    };
     match pipeline.process(frame).verdict {
         Verdict::Wanted(activation) => wanted.push(*activation),
         Verdict::Rejected(_) => one.rejected = 1,
@@ -450,20 +585,33 @@ impl Operator for Reader {
         let now = Timestamp::now();
         let answered = match request {
             Request::List(filter) => self.outbox.list(filter).await.map(Answer::Rows),
-            Request::Show(id) => self.outbox.show(&id).await.map(|story| Answer::Story(Box::new(story))),
-            Request::Command(id, command) => self.outbox.command(&id, command, now).await.map(|done| {
-                if let Some(channel) = &done.channel {
-                    self.dispatcher.lift(channel);
-                }
-                if command == outbox::Command::Cancel {
-                    self.metrics.ended("cancelled");
-                }
-                info!(id, "An operator's {command:?} of {id}: {:?}", done.state);
-                Answer::State(done.state)
-            }),
-            Request::Stats => self.outbox.depth(now).await.map(|depth| Answer::Stats(depth.into())),
+            Request::Show(id) => self
+                .outbox
+                .show(&id)
+                .await
+                .map(|story| Answer::Story(Box::new(story))),
+            Request::Command(id, command) => {
+                self.outbox.command(&id, command, now).await.map(|done| {
+                    if let Some(channel) = &done.channel {
+                        self.dispatcher.lift(channel);
+                    }
+                    if command == outbox::Command::Cancel {
+                        self.metrics.ended("cancelled");
+                    }
+                    info!(id, "An operator's {command:?} of {id}: {:?}", done.state);
+                    Answer::State(done.state)
+                })
+            }
+            Request::Stats => self
+                .outbox
+                .depth(now)
+                .await
+                .map(|depth| Answer::Stats(depth.into())),
             Request::Replay(lines) => {
-                return self.replay(&lines).await.map_or_else(|e| Answer::Error(format!("{e:#}")), Answer::Replayed);
+                return self
+                    .replay(&lines)
+                    .await
+                    .map_or_else(|e| Answer::Error(format!("{e:#}")), Answer::Replayed);
             }
         };
         answered.unwrap_or_else(|e| Answer::Error(e.to_string()))

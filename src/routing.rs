@@ -55,10 +55,10 @@ pub struct Match {
 }
 
 /// What a route needs to know about a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChannelFacts<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelFacts {
     /// Its name.
-    pub name: &'a str,
+    pub name: String,
     /// It carries the code.
     pub reveals: bool,
     /// It can send only to a person whose address is known.
@@ -136,7 +136,7 @@ impl Routes {
     /// Checks names, domains and what can never happen. `None`: there are problems, which `check` knows.
     pub fn build(
         configs: Vec<Config>,
-        channels: &[ChannelFacts<'_>],
+        channels: &[ChannelFacts],
         recipients: &Recipients,
         check: &mut Check,
     ) -> Option<Self> {
@@ -211,10 +211,36 @@ impl Routes {
         self.0.iter().find(|route| route.matches.covers(who))
     }
 
+    /// Every channel that some route escalates to.
+    pub fn escalate_all(&self) -> Vec<String> {
+        distinct(self.0.iter().flat_map(|r| &r.escalate))
+    }
+
+    /// The channels that are told of what happens to `channel`: those of the routes that use it.
+    pub fn escalate_for(&self, channel: &str) -> Vec<String> {
+        let uses = |r: &&Route| {
+            [&r.to, &r.fallback, &r.escalate]
+                .into_iter()
+                .flatten()
+                .any(|c| c == channel)
+        };
+        distinct(self.0.iter().filter(uses).flat_map(|r| &r.escalate))
+    }
+
     /// All of them, in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.0.iter()
     }
+}
+
+fn distinct<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
+    let mut distinct: Vec<String> = Vec::new();
+    for name in names {
+        if !distinct.contains(name) {
+            distinct.push(name.clone());
+        }
+    }
+    distinct
 }
 
 fn names(list: Vec<Spanned<String>>) -> Vec<String> {
@@ -227,7 +253,7 @@ fn names(list: Vec<Spanned<String>>) -> Vec<String> {
     names
 }
 
-fn check_channels(config: &Config, channels: &[ChannelFacts<'_>], check: &mut Check) -> bool {
+fn check_channels(config: &Config, channels: &[ChannelFacts], check: &mut Check) -> bool {
     let here = config.to.span();
     let to = config.to.get_ref();
     let known = |name: &Spanned<String>| channels.iter().find(|c| c.name == name.get_ref());
@@ -350,7 +376,7 @@ fn check_domains(
     good.then_some(domains)
 }
 
-fn unknown_channel(name: &str, channels: &[ChannelFacts<'_>]) -> String {
+fn unknown_channel(name: &str, channels: &[ChannelFacts]) -> String {
     let nearest = channels
         .iter()
         .map(|c| (distance(name, c.name), c.name))

@@ -31,24 +31,47 @@ pub struct Heard {
 
 impl Seen {
     /// A record of this device was read.
-    pub fn heard(&self, device: &Device, at: Timestamp, skew: Option<SignedDuration>, metrics: &Metrics) {
+    pub fn heard(
+        &self,
+        device: &Device,
+        at: Timestamp,
+        skew: Option<SignedDuration>,
+        metrics: &Metrics,
+    ) {
         let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if devices.len() >= MAX_DEVICES && !devices.contains_key(&device.id) {
             return;
         }
-        let heard = devices.entry(device.id.clone()).or_insert_with(|| Heard { name: device.name.clone(), at, skew });
+        let heard = devices.entry(device.id.clone()).or_insert_with(|| Heard {
+            name: device.name.clone(),
+            at,
+            skew,
+        });
         heard.name.clone_from(&device.name);
         heard.at = at;
-        let label = metrics::Device { device: device.id.clone() };
-        metrics.device_last_seen.get_or_create(&label).set(at.as_second() as f64);
+        let label = metrics::Device {
+            device: device.id.clone(),
+        };
+        metrics
+            .device_last_seen
+            .get_or_create(&label)
+            .set(at.as_second() as f64);
         if let Some(skew) = skew {
             heard.skew = Some(skew);
-            metrics.device_clock_skew.get_or_create(&label).set(skew.as_secs_f64());
+            metrics
+                .device_clock_skew
+                .get_or_create(&label)
+                .set(skew.as_secs_f64());
         }
     }
 
     /// All of them, by id.
     pub fn all(&self) -> Vec<(String, Heard)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(id, heard)| (id.clone(), heard.clone())).collect()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(id, heard)| (id.clone(), heard.clone()))
+            .collect()
     }
 }

@@ -60,7 +60,25 @@ impl Check {
             dir: dir.into(),
             credentials,
             for_service,
+            needs_secrets: true,
             findings: Vec::new(),
+        }
+    }
+
+    /// The same for a command that can do without secrets: one that can't be read is only noted.
+    #[must_use]
+    pub fn without_secrets(self) -> Self {
+        Self {
+            needs_secrets: false,
+            ..self
+        }
+    }
+
+    fn secret_problem(&mut self, span: Span, text: String) {
+        if self.needs_secrets {
+            self.problem(span, text);
+        } else {
+            self.note(span, text);
         }
     }
 
@@ -275,7 +293,8 @@ pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) ->
 
 /// Edit distance, with a swap of neighbours as one edit.
 fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let (a, b): (Vec<char>, Vec<char>) =
+        (a.chars().take(64).collect(), b.chars().take(64).collect());
     let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
     for i in 1..=a.len() {
         let mut row = vec![i];

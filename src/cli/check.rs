@@ -23,12 +23,25 @@ impl Args {
             println!("{}", serde_json::to_string_pretty(&loaded.report.0)?);
         } else {
             print!("{}", loaded.report);
-            let problems = loaded.report.0.iter().filter(|p| p.weight == "problem").count();
+            let problems = loaded
+                .report
+                .0
+                .iter()
+                .filter(|p| p.weight == "problem")
+                .count();
             match problems {
                 0 => println!("{}: good", self.config.config.display()),
-                n => println!("{}: {n} {}", self.config.config.display(), if n == 1 { "problem" } else { "problems" }),
+                n => println!(
+                    "{}: {n} {}",
+                    self.config.config.display(),
+                    if n == 1 { "problem" } else { "problems" }
+                ),
             }
         }
-        Ok(if loaded.report.has_problems() { ExitCode::from(EX_CONFIG) } else { ExitCode::SUCCESS })
+        Ok(if loaded.report.has_problems() {
+            ExitCode::from(EX_CONFIG)
+        } else {
+            ExitCode::SUCCESS
+        })
     }
 }

@@ -84,17 +84,25 @@ impl Args {
         if let Some(name) = &self.listener
             && !config.listeners.iter().any(|l| l.name() == *name)
         {
-            anyhow::bail!("there is no listener \"{name}\"; there are {}", names(&config));
+            anyhow::bail!(
+                "there is no listener \"{name}\"; there are {}",
+                names(&config)
+            );
         }
         let input: Box<dyn Read> = if self.file.as_os_str() == "-" {
             Box::new(std::io::stdin())
         } else {
-            Box::new(std::fs::File::open(&self.file).with_context(|| format!("{} can't be read", self.file.display()))?)
+            Box::new(
+                std::fs::File::open(&self.file)
+                    .with_context(|| format!("{} can't be read", self.file.display()))?,
+            )
         };
         let mut input = BufReader::new(input);
         block_on(async {
             for line in 1.. {
-                let Some(bytes) = read_line(&mut input)? else { break };
+                let Some(bytes) = read_line(&mut input)? else {
+                    break;
+                };
                 let explanation = self.explain(&config, line, bytes).await;
                 if self.json {
                     println!("{}", serde_json::to_string(&explanation)?);
@@ -136,16 +144,27 @@ impl Args {
                 explanation.verdict = "rejected";
                 explanation.reason = reason;
             }
-            Verdict::Wanted(activation) => self.explain_activation(config, &activation, &mut explanation).await,
+            Verdict::Wanted(activation) => {
+                self.explain_activation(config, &activation, &mut explanation)
+                    .await
+            }
         }
         explanation
     }
 
-    async fn explain_activation(&self, config: &Config, activation: &Activation, explanation: &mut Explanation) {
+    async fn explain_activation(
+        &self,
+        config: &Config,
+        activation: &Activation,
+        explanation: &mut Explanation,
+    ) {
         explanation.token.clone_from(&activation.token);
         if activation.stage != Stage::CodeSent {
             explanation.verdict = "lifecycle";
-            explanation.reason = format!("A token event ({}) that carries no code to send; it is recorded.", activation.stage);
+            explanation.reason = format!(
+                "A token event ({}) that carries no code to send; it is recorded.",
+                activation.stage
+            );
             return;
         }
         explanation.code_found = Some(activation.code.is_some());
@@ -163,16 +182,32 @@ impl Args {
         let routes = &config.dispatch.routes;
         let Some(route) = routes.find(activation) else {
             explanation.verdict = "no-recipient";
-            explanation.reason = "No [[route]] matches, so the activation would wait for a person.".to_owned();
+            explanation.reason =
+                "No [[route]] matches, so the activation would wait for a person.".to_owned();
             return;
         };
-        let needs_person = |name: &String| config.dispatch.channels.iter().any(|c| c.name == *name && c.needs_person);
-        let found = config.dispatch.directories.find(activation, route.domains.as_deref()).await;
+        let needs_person = |name: &String| {
+            config
+                .channels
+                .iter()
+                .any(|c| c.name == *name && c.needs_person)
+        };
+        let found = config
+            .dispatch
+            .directories
+            .find(activation, route.domains.as_deref())
+            .await;
         let (recipient, missing) = match found {
-            Ok(Lookup::Found { recipient, trace, mismatch }) => {
+            Ok(Lookup::Found {
+                recipient,
+                trace,
+                mismatch,
+            }) => {
                 explanation.notes.extend(trace);
                 if let Some(other) = mismatch {
-                    explanation.notes.push(format!("another address than the one found stands in the message: {other}"));
+                    explanation.notes.push(format!(
+                        "another address than the one found stands in the message: {other}"
+                    ));
                 }
                 (Some(recipient), String::new())
             }
@@ -182,7 +217,12 @@ impl Args {
             }
             Err(e) => (None, e.to_string()),
         };
-        let usable: Vec<_> = route.to.iter().filter(|n| recipient.is_some() || !needs_person(n)).cloned().collect();
+        let usable: Vec<_> = route
+            .to
+            .iter()
+            .filter(|n| recipient.is_some() || !needs_person(n))
+            .cloned()
+            .collect();
         explanation.channels = Some(usable.clone());
         if usable.is_empty() {
             explanation.verdict = "no-recipient";
@@ -191,20 +231,32 @@ impl Args {
         }
         explanation.verdict = "relay";
         let expired = activation.expires_at <= activation.received_at;
-        let to = recipient.as_ref().map_or_else(String::new, |r| format!(" to {}", self.shown(&r.email)));
+        let to = recipient
+            .as_ref()
+            .map_or_else(String::new, |r| format!(" to {}", self.shown(&r.email)));
         explanation.reason = if expired {
-            format!("The code expired at {}, so nothing would be sent; this is an old log, or the device's clock is wrong.", activation.expires_at)
+            format!(
+                "The code expired at {}, so nothing would be sent; this is an old log, or the device's clock is wrong.",
+                activation.expires_at
+            )
         } else {
             format!("The code goes{to} by {}.", usable.join(", "))
         };
         if recipient.is_none() && !missing.is_empty() {
             explanation.notes.push(missing);
         }
-        explanation.recipient = recipient.map(|r| Found { email: r.email, source: r.source });
+        explanation.recipient = recipient.map(|r| Found {
+            email: r.email,
+            source: r.source,
+        });
     }
 
     fn shown(&self, email: &str) -> String {
-        if self.reveal { email.to_owned() } else { mask_address(email) }
+        if self.reveal {
+            email.to_owned()
+        } else {
+            mask_address(email)
+        }
     }
 }
 
@@ -222,12 +274,28 @@ impl Explanation {
         });
         add("format", self.format.map(str::to_owned));
         add("event", event);
-        add("device", self.device.as_ref().map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom)));
+        add(
+            "device",
+            self.device
+                .as_ref()
+                .map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom)),
+        );
         add("user", self.user.clone());
         add("code", self.code.clone());
         add("token", self.token.clone());
-        add("recipient", self.recipient.as_ref().map(|r| format!("{} (from {})", mask_address(&r.email), r.source)));
-        add("channels", self.channels.as_ref().filter(|c| !c.is_empty()).map(|c| c.join(", ")));
+        add(
+            "recipient",
+            self.recipient
+                .as_ref()
+                .map(|r| format!("{} (from {})", mask_address(&r.email), r.source)),
+        );
+        add(
+            "channels",
+            self.channels
+                .as_ref()
+                .filter(|c| !c.is_empty())
+                .map(|c| c.join(", ")),
+        );
         for note in &self.notes {
             add("note", Some(note.clone()));
         }
@@ -236,13 +304,21 @@ impl Explanation {
 }
 
 fn names(config: &Config) -> String {
-    config.listeners.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ")
+    config
+        .listeners
+        .iter()
+        .map(|l| l.name())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The next line's bytes without its end; `None` at the end.
 pub fn read_line(input: &mut impl BufRead) -> anyhow::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+    let read = input
+        .by_ref()
+        .take(MAX_LINE_BYTES)
+        .read_until(b'\n', &mut line)?;
     if read == 0 {
         return Ok(None);
     }

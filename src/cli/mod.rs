@@ -53,7 +53,12 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct ConfigArg {
     /// The configuration file
-    #[arg(long, value_name = "PATH", env = "FTM_RELAY_CONFIG", default_value = "/etc/ftm-relay/ftm-relay.toml")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "FTM_RELAY_CONFIG",
+        default_value = "/etc/ftm-relay/ftm-relay.toml"
+    )]
     config: PathBuf,
 }
 
@@ -73,7 +78,10 @@ impl ConfigArg {
 /// Parses the arguments, runs the command, prints an error once.
 pub fn main() -> ExitCode {
     // A core dump would hold codes.
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let none = rustix::process::Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     if let Err(e) = rustix::process::setrlimit(rustix::process::Resource::Core, none) {
         eprintln!("ftm-relay: core dumps can't be switched off: {e}");
     }
@@ -87,10 +95,18 @@ pub fn main() -> ExitCode {
         Command::Simulate(args) => args.run(),
         Command::Keygen(args) => args.run(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ftm-relay", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "ftm-relay",
+                &mut std::io::stdout(),
+            );
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Man => clap_mangen::Man::new(Cli::command())
+            .render(&mut std::io::stdout())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
     };
     done.unwrap_or_else(|e| {
         if is_broken_pipe(&e) {
@@ -102,17 +118,28 @@ pub fn main() -> ExitCode {
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {
-    e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+    e.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// A runtime for a command that talks to something.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 /// The sealed line of a word in kebab case, as JSON has it.
 fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -92,7 +92,19 @@ fn state(text: &str) -> Result<State, String> {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let (common, request) = match self.action {
-            Action::List { common, user, states, limit } => (common, Request::List(Filter { user, states, limit })),
+            Action::List {
+                common,
+                user,
+                states,
+                limit,
+            } => (
+                common,
+                Request::List(Filter {
+                    user,
+                    states,
+                    limit,
+                }),
+            ),
             Action::Show { id, common } => (common, Request::Show(id)),
             Action::Retry { id, common } => (common, Request::Command(id, Command::Retry)),
             Action::Cancel { id, common } => (common, Request::Command(id, Command::Cancel)),
@@ -106,7 +118,10 @@ impl Args {
             }
         };
         let answer = block_on(async {
-            match control::ask(&state_dir, &request).await.context("the running relay doesn't answer")? {
+            match control::ask(&state_dir, &request)
+                .await
+                .context("the running relay doesn't answer")?
+            {
                 Some(answer) => Ok(answer),
                 None => directly(&state_dir, request).await,
             }
@@ -117,12 +132,18 @@ impl Args {
 
 /// No relay runs: the outbox is opened as it is, without its key.
 async fn directly(state_dir: &Path, request: Request) -> anyhow::Result<Answer> {
-    let outbox = outbox::open_without_key(state_dir)
-        .with_context(|| format!("no relay runs, and the outbox in {} can't be opened", state_dir.display()))?;
+    let outbox = outbox::open_without_key(state_dir).with_context(|| {
+        format!(
+            "no relay runs, and the outbox in {} can't be opened",
+            state_dir.display()
+        )
+    })?;
     Ok(match request {
         Request::List(filter) => Answer::Rows(outbox.list(filter).await?),
         Request::Show(id) => Answer::Story(Box::new(outbox.show(&id).await?)),
-        Request::Command(id, command) => Answer::State(outbox.command(&id, command, Timestamp::now()).await?.state),
+        Request::Command(id, command) => {
+            Answer::State(outbox.command(&id, command, Timestamp::now()).await?.state)
+        }
         Request::Stats => Answer::Stats(outbox.depth(Timestamp::now()).await?.into()),
         Request::Replay(_) => bail!("a replay needs the whole configuration"),
     })
@@ -174,8 +195,25 @@ fn list(rows: &[Row]) {
             ]
         })
         .collect();
-    let head = ["ID", "USER", "STATE", "CHANNEL", "RECIPIENT", "TRIES", "NEXT TRY", "WHY"].map(str::to_owned);
-    let width = |column: usize| table.iter().chain([&head]).map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let head = [
+        "ID",
+        "USER",
+        "STATE",
+        "CHANNEL",
+        "RECIPIENT",
+        "TRIES",
+        "NEXT TRY",
+        "WHY",
+    ]
+    .map(str::to_owned);
+    let width = |column: usize| {
+        table
+            .iter()
+            .chain([&head])
+            .map(|r| r[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<_> = (0..7).map(width).collect();
     for row in [&head].into_iter().chain(&table) {
         let mut line = String::new();
@@ -197,7 +235,13 @@ fn show(story: &Story) {
         ("channel", row.channel.clone()),
         ("recipient", row.recipient.clone()),
         ("found by", story.source.clone()),
-        ("device", story.device.as_ref().map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom))),
+        (
+            "device",
+            story
+                .device
+                .as_ref()
+                .map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom)),
+        ),
         ("rule", story.rule.clone()),
         ("event", story.event_id.clone()),
         ("happened", story.event_time.map(seconds)),
@@ -213,7 +257,11 @@ fn show(story: &Story) {
         }
     }
     for entry in &story.history {
-        let channel = entry.channel.as_ref().map(|c| format!("{c}: ")).unwrap_or_default();
+        let channel = entry
+            .channel
+            .as_ref()
+            .map(|c| format!("{c}: "))
+            .unwrap_or_default();
         println!("  {} {channel}{}", seconds(entry.at), entry.what);
     }
 }

@@ -54,7 +54,8 @@ impl Args {
         if !self.yes && !confirmed(&self.file)? {
             bail!("nothing was sent");
         }
-        let file = File::open(&self.file).with_context(|| format!("{} can't be read", self.file.display()))?;
+        let file = File::open(&self.file)
+            .with_context(|| format!("{} can't be read", self.file.display()))?;
         let (done, running) = block_on(replay(&config, BufReader::new(file)))?;
         if self.json {
             println!("{}", serde_json::to_string(&done)?);
@@ -62,7 +63,14 @@ impl Args {
         }
         println!(
             "{} lines: {} activations accepted ({} without a code, {} expired already), {} life-cycle events, {} known already, {} rejected, {} other logs",
-            done.lines, done.accepted, done.no_code, done.expired, done.lifecycle, done.duplicates, done.rejected, done.ignored
+            done.lines,
+            done.accepted,
+            done.no_code,
+            done.expired,
+            done.lifecycle,
+            done.duplicates,
+            done.rejected,
+            done.ignored
         );
         if !running && done.accepted > 0 {
             println!("No relay runs: they go out when it starts.");
@@ -75,7 +83,10 @@ fn confirmed(file: &std::path::Path) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("this sends real messages; say --yes");
     }
-    print!("The activation codes in {} will be sent to their people. Go on? [y/N] ", file.display());
+    print!(
+        "The activation codes in {} will be sent to their people. Go on? [y/N] ",
+        file.display()
+    );
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
@@ -93,7 +104,13 @@ async fn replay(config: &Config, mut input: BufReader<File>) -> anyhow::Result<(
         let end = line.is_none();
         match line {
             Some(bytes) if gate.passes(&bytes) => batch.push(bytes),
-            Some(_) => done += Replayed { lines: 1, ignored: 1, ..Replayed::default() },
+            Some(_) => {
+                done += Replayed {
+                    lines: 1,
+                    ignored: 1,
+                    ..Replayed::default()
+                }
+            }
             None => {}
         }
         if end || batch.len() >= BATCH_LINES {
@@ -108,21 +125,42 @@ async fn replay(config: &Config, mut input: BufReader<File>) -> anyhow::Result<(
 }
 
 async fn hand_over(config: &Config, batch: Vec<Vec<u8>>) -> anyhow::Result<(Replayed, bool)> {
-    let lines = batch.iter().map(|line| BASE64_STANDARD.encode(line)).collect();
-    match control::ask(&config.state_dir, &Request::Replay(lines)).await.context("the running relay doesn't answer")? {
+    let lines = batch
+        .iter()
+        .map(|line| BASE64_STANDARD.encode(line))
+        .collect();
+    match control::ask(&config.state_dir, &Request::Replay(lines))
+        .await
+        .context("the running relay doesn't answer")?
+    {
         Some(Answer::Replayed(done)) => Ok((done, true)),
         Some(Answer::Error(why)) => bail!("{why}"),
-        Some(_) => bail!("the running relay gave another answer than expected; is it of another version?"),
+        Some(_) => {
+            bail!("the running relay gave another answer than expected; is it of another version?")
+        }
         None => {
-            let opened = outbox::open(&config.outbox, &config.state_dir)
-                .with_context(|| format!("no relay runs, and the outbox in {} can't be opened", config.state_dir.display()))?;
+            let opened = outbox::open(&config.outbox, &config.state_dir).with_context(|| {
+                format!(
+                    "no relay runs, and the outbox in {} can't be opened",
+                    config.state_dir.display()
+                )
+            })?;
             let mut done = Replayed::default();
             let mut wanted = Vec::new();
             for bytes in batch {
-                let frame = Frame { bytes, peer: Peer::unknown(), listener: None, received_at: Timestamp::now() };
+                let frame = Frame {
+                    bytes,
+                    peer: Peer::unknown(),
+                    listener: None,
+                    received_at: Timestamp::now(),
+                };
                 done += relay::replayed(&config.pipeline, &frame, &mut wanted);
             }
-            relay::settle_replayed(&mut done, &wanted, &opened.outbox.put(wanted.clone()).await?);
+            relay::settle_replayed(
+                &mut done,
+                &wanted,
+                &opened.outbox.put(wanted.clone()).await?,
+            );
             Ok((done, false))
         }
     }

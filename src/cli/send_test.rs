@@ -55,40 +55,87 @@ impl Args {
             eprint!("{}", loaded.report);
             return Ok(ExitCode::from(EX_CONFIG));
         };
-        let Some(channel) = config.dispatch.channels.iter().find(|c| c.name == self.channel) else {
-            let names: Vec<_> = config.dispatch.channels.iter().map(|c| c.name.as_str()).collect();
-            bail!("there is no channel \"{}\" whose secrets can be read here; there are: {}", self.channel, names.join(", "));
+        let Some(channel) = config
+            .dispatch
+            .channels
+            .iter()
+            .find(|c| c.name == self.channel)
+        else {
+            let names: Vec<_> = config
+                .dispatch
+                .channels
+                .iter()
+                .map(|c| c.name.as_str())
+                .collect();
+            bail!(
+                "there is no channel \"{}\" whose secrets can be read here; there are: {}",
+                self.channel,
+                names.join(", ")
+            );
         };
         let to = match self.to.parse::<lettre::Address>() {
-            Ok(address) => Recipient { email: address.to_string(), name: None, phone: None, language: None, source: "the command line".to_owned() },
+            Ok(address) => Recipient {
+                email: address.to_string(),
+                name: None,
+                phone: None,
+                language: None,
+                source: "the command line".to_owned(),
+            },
             Err(e) => bail!("\"{}\" is no mail address: {e}", self.to),
         };
         let now = Timestamp::now();
         let id = format!("test-{}", now.as_microsecond());
-        let style = Style { reveal: channel.reveals, time_zone: &channel.time_zone, language: None, id: &id };
-        let note = config.dispatch.templates.test(&to, now, now.saturating_add(VALID_FOR)?, &style)?;
+        let style = Style {
+            reveal: channel.reveals,
+            time_zone: &channel.time_zone,
+            language: None,
+            id: &id,
+            now,
+        };
+        let note =
+            config
+                .dispatch
+                .templates
+                .test(&to, now, now.saturating_add(VALID_FOR)?, &style)?;
         let redactor = channel.redactor.with([Secret::new(to.email.clone())]);
         let transcript = Transcript::on();
         let sent = block_on(async {
-            let attempt = Attempt { to: Some(&to), note: &note, commit: &NothingToCommit, redactor: &redactor, transcript: &transcript };
+            let attempt = Attempt {
+                to: Some(&to),
+                note: &note,
+                commit: &NothingToCommit,
+                redactor: &redactor,
+                transcript: &transcript,
+            };
             Ok(channel.carrier.send(&attempt).await)
         })?;
         let accepted = sent.is_ok();
         let said = match &sent {
             Ok(receipt) => format!("accepted by the next hop: {}", receipt.said),
-            Err(SendError::Broken { reason }) => format!("not accepted, and not for anybody until this is mended: {reason}"),
+            Err(SendError::Broken { reason }) => {
+                format!("not accepted, and not for anybody until this is mended: {reason}")
+            }
             Err(SendError::Permanent { reason }) => format!("not accepted, for good: {reason}"),
             Err(SendError::Unknown { reason }) => format!("perhaps accepted: {reason}"),
-            Err(SendError::Transient { reason, .. } | SendError::Away { reason, .. }) => format!("not accepted for now: {reason}"),
+            Err(SendError::Transient { reason, .. } | SendError::Away { reason, .. }) => {
+                format!("not accepted for now: {reason}")
+            }
         };
         if self.json {
-            println!("{}", serde_json::json!({ "accepted": accepted, "result": said, "transcript": transcript.lines() }));
+            println!(
+                "{}",
+                serde_json::json!({ "accepted": accepted, "result": said, "transcript": transcript.lines() })
+            );
         } else {
             for line in transcript.lines() {
                 println!("{line}");
             }
             println!("{}: {said}", self.channel);
         }
-        Ok(if accepted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if accepted {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }

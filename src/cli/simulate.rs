@@ -53,7 +53,9 @@ impl Args {
             rate: self.rate,
             noise: self.noise,
             // Without a seed each run has codes of its own, so that a second trial is no resend.
-            seed: self.seed.unwrap_or_else(|| now.as_microsecond().unsigned_abs()),
+            seed: self
+                .seed
+                .unwrap_or_else(|| now.as_microsecond().unsigned_abs()),
         };
         let summary = block_on(simulation.run(now))?;
         if self.json {

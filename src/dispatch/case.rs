@@ -72,7 +72,10 @@ pub struct Decision {
 /// How long before expiry somebody is told that a code has not been accepted: a quarter of its life, at most 12 h.
 fn warning_time(case: &Case) -> Timestamp {
     let early = (case.activation.validity / 4).min(Duration::from_secs(12 * 3600));
-    case.activation.expires_at.saturating_sub(early).unwrap_or(case.activation.expires_at)
+    case.activation
+        .expires_at
+        .saturating_sub(early)
+        .unwrap_or(case.activation.expires_at)
 }
 
 fn after(time: Timestamp, wait: Duration) -> Timestamp {
@@ -81,7 +84,10 @@ fn after(time: Timestamp, wait: Duration) -> Timestamp {
 
 /// Decides. The step is right for the case as it was leased; the outbox refuses it if the case has changed since.
 pub fn decide(situation: Situation<'_>) -> Decision {
-    let mut decision = Deciding { on: situation, decision: Decision::default() };
+    let mut decision = Deciding {
+        on: situation,
+        decision: Decision::default(),
+    };
     decision.decide();
     decision.decision
 }
@@ -101,7 +107,9 @@ impl Deciding<'_> {
             CaseState::Received => self.receive(),
             CaseState::Routed | CaseState::NeedsAttention => {}
         }
-        if self.decision.step.state != Some(CaseState::NeedsAttention) || !self.decision.step.deliver.is_empty() {
+        if self.decision.step.state != Some(CaseState::NeedsAttention)
+            || !self.decision.step.deliver.is_empty()
+        {
             self.follow_up();
         }
         self.tell_of_deliveries();
@@ -130,17 +138,30 @@ impl Deciding<'_> {
             );
         };
         let (recipient, missing) = match self.on.lookup.take() {
-            Some(Ok(Lookup::Found { recipient, mismatch, .. })) => {
+            Some(Ok(Lookup::Found {
+                recipient,
+                mismatch,
+                ..
+            })) => {
                 if let Some(other) = mismatch {
                     if self.on.hold_mismatch && !case.released {
-                        let reason = format!("another address than the one found stands in the message: {other}");
-                        return self.need_attention("held", "An activation is held", &reason, Some("held"));
+                        let reason = format!(
+                            "another address than the one found stands in the message: {other}"
+                        );
+                        return self.need_attention(
+                            "held",
+                            "An activation is held",
+                            &reason,
+                            Some("held"),
+                        );
                     }
                     self.decision.mismatch = Some(other);
                 }
                 (Some(recipient), None)
             }
-            Some(Ok(Lookup::Unknown { reason, .. } | Lookup::Outside { reason, .. })) => (None, Some(reason)),
+            Some(Ok(Lookup::Unknown { reason, .. } | Lookup::Outside { reason, .. })) => {
+                (None, Some(reason))
+            }
             Some(Err(LookupError::Ambiguous(reason))) => (None, Some(reason)),
             Some(Err(LookupError::Unavailable(reason))) => {
                 // What needs no person goes out at once; the rest waits for the directory.
@@ -152,10 +173,20 @@ impl Deciding<'_> {
             }
             None => (None, Some("nobody was looked up".to_owned())),
         };
-        let needs_person = |names: &[String]| names.iter().filter_map(|n| self.facts(n)).any(|c| c.needs_person);
+        let needs_person = |names: &[String]| {
+            names
+                .iter()
+                .filter_map(|n| self.facts(n))
+                .any(|c| c.needs_person)
+        };
         match missing {
             Some(reason) if needs_person(&route.to) => {
-                self.need_attention("no-recipient", "No recipient is found for an activation code", &reason, Some("no_recipient"));
+                self.need_attention(
+                    "no-recipient",
+                    "No recipient is found for an activation code",
+                    &reason,
+                    Some("no_recipient"),
+                );
                 self.deliver(&route.to, Role::To, false);
                 self.deliver(&route.fallback, Role::Fallback, false);
             }
@@ -163,12 +194,28 @@ impl Deciding<'_> {
                 self.deliver(&route.to, Role::To, recipient.is_some());
                 self.decision.step.state = Some(CaseState::Routed);
                 let key = recipient.as_ref().map_or_else(
-                    || format!("{}\u{0}{}\u{0}{}", case.activation.device.id, case.activation.device.vdom, case.activation.person),
+                    || {
+                        format!(
+                            "{}\u{0}{}\u{0}{}",
+                            case.activation.device.id,
+                            case.activation.device.vdom,
+                            case.activation.person
+                        )
+                    },
                     |r| r.email.to_lowercase(),
                 );
                 let (count, window) = self.on.limit;
-                let held = self.escalations("held", "An activation is held: more than the limit for one person", "over [limits] per_person");
-                self.decision.step.limit = Some(Limit { key, count, window, held });
+                let held = self.escalations(
+                    "held",
+                    "An activation is held: more than the limit for one person",
+                    "over [limits] per_person",
+                );
+                self.decision.step.limit = Some(Limit {
+                    key,
+                    count,
+                    window,
+                    held,
+                });
                 self.decision.step.recipient = recipient;
             }
         }
@@ -177,10 +224,21 @@ impl Deciding<'_> {
     fn deliver(&mut self, names: &[String], role: Role, with_person: bool) {
         for name in names {
             let exists = self.on.case.deliveries.iter().any(|d| d.channel == *name)
-                || self.decision.step.deliver.iter().any(|d| d.channel == *name);
-            let Some(channel) = self.facts(name) else { continue };
+                || self
+                    .decision
+                    .step
+                    .deliver
+                    .iter()
+                    .any(|d| d.channel == *name);
+            let Some(channel) = self.facts(name) else {
+                continue;
+            };
             if !exists && (with_person || !channel.needs_person) {
-                let new = NewDelivery { channel: name.clone(), role, on_uncertain: channel.on_uncertain };
+                let new = NewDelivery {
+                    channel: name.clone(),
+                    role,
+                    on_uncertain: channel.on_uncertain,
+                };
                 self.decision.step.deliver.push(new);
             }
         }
@@ -195,7 +253,11 @@ impl Deciding<'_> {
             return self.arrived();
         }
         let carriers = |names: &[String]| -> Vec<String> {
-            names.iter().filter(|n| self.facts(n).is_some_and(|c| c.reveals)).cloned().collect()
+            names
+                .iter()
+                .filter(|n| self.facts(n).is_some_and(|c| c.reveals))
+                .cloned()
+                .collect()
         };
         let (to, fallback) = (carriers(&route.to), carriers(&route.fallback));
         if to.is_empty() && fallback.is_empty() {
@@ -213,7 +275,11 @@ impl Deciding<'_> {
         let fallback_is_out = fallback.iter().all(|n| self.is_out(n));
         let very_late = self.on.now >= after(case.activation.received_at, route.fallback_after * 2);
         if (late && fallback_is_out) || very_late {
-            self.tell("late", "An activation code has not been accepted in time", "not accepted yet");
+            self.tell(
+                "late",
+                "An activation code has not been accepted in time",
+                "not accepted yet",
+            );
         }
         let all_failed = self.decision.step.deliver.is_empty()
             && case.deliveries.iter().any(|d| d.state == State::Failed)
@@ -226,23 +292,37 @@ impl Deciding<'_> {
     /// Only notices go out, so acceptance of all of them is the end.
     fn nothing_to_reach(&mut self) {
         let deliveries = &self.on.case.deliveries;
-        if !deliveries.is_empty() && self.decision.step.deliver.is_empty() && deliveries.iter().all(|d| d.state.is_final()) {
+        if !deliveries.is_empty()
+            && self.decision.step.deliver.is_empty()
+            && deliveries.iter().all(|d| d.state.is_final())
+        {
             let any = deliveries.iter().any(|d| d.state == State::Accepted);
             self.end(if any { "accepted" } else { "failed" });
         }
     }
 
     fn arrived(&mut self) {
-        let by_fallback =
-            self.on.case.deliveries.iter().any(|d| d.state == State::Accepted && d.role == Role::Fallback && self.reveals(&d.channel));
-        let ends = if by_fallback { Role::To } else { Role::Fallback };
+        let by_fallback = self.on.case.deliveries.iter().any(|d| {
+            d.state == State::Accepted && d.role == Role::Fallback && self.reveals(&d.channel)
+        });
+        let ends = if by_fallback {
+            Role::To
+        } else {
+            Role::Fallback
+        };
         let end = self
             .on
             .case
             .deliveries
             .iter()
             .filter(|d| d.role == ends && !d.state.is_final() && self.reveals(&d.channel))
-            .map(|d| (d.id.clone(), State::Cancelled, "another channel reached the person".to_owned()));
+            .map(|d| {
+                (
+                    d.id.clone(),
+                    State::Cancelled,
+                    "another channel reached the person".to_owned(),
+                )
+            });
         let end: Vec<_> = end.collect();
         self.decision.step.end.extend(end);
         self.end("accepted");
@@ -252,7 +332,11 @@ impl Deciding<'_> {
     fn is_out(&self, name: &str) -> bool {
         let suspended = self.facts(name).is_none_or(|c| c.suspended);
         match self.on.case.deliveries.iter().find(|d| d.channel == name) {
-            Some(d) => (d.state.is_final() && d.state != State::Accepted) || d.state == State::NeedsAttention || suspended,
+            Some(d) => {
+                (d.state.is_final() && d.state != State::Accepted)
+                    || d.state == State::NeedsAttention
+                    || suspended
+            }
             None => {
                 let starting = self.decision.step.deliver.iter().any(|d| d.channel == name);
                 !starting || suspended
@@ -265,9 +349,16 @@ impl Deciding<'_> {
     fn expire(&mut self) {
         let case = self.on.case;
         self.decision.step.wipe = true;
-        let open: Vec<_> = case.deliveries.iter().filter(|d| !d.state.is_final() && d.state != State::Sending).collect();
+        let open: Vec<_> = case
+            .deliveries
+            .iter()
+            .filter(|d| !d.state.is_final() && d.state != State::Sending)
+            .collect();
         let was = "the code's life ended";
-        self.decision.step.end = open.iter().map(|d| (d.id.clone(), State::Expired, was.to_owned())).collect();
+        self.decision.step.end = open
+            .iter()
+            .map(|d| (d.id.clone(), State::Expired, was.to_owned()))
+            .collect();
         let expired = !open.is_empty() || case.deliveries.iter().any(|d| d.state == State::Expired);
         if !case.reached && case.deliveries.iter().all(|d| d.state != State::Accepted) {
             if case.state != CaseState::Expired {
@@ -291,28 +382,55 @@ impl Deciding<'_> {
         let case = self.on.case;
         let at = warning_time(case);
         if !case.reached && self.on.now >= at && case.activation.received_at < at {
-            self.tell("expiring", "An activation code will expire soon and has not been accepted", "not accepted yet");
+            self.tell(
+                "expiring",
+                "An activation code will expire soon and has not been accepted",
+                "not accepted yet",
+            );
         }
     }
 
     // === What is said, and when to look again ===
 
     fn tell_of_deliveries(&mut self) {
-        for CaseDelivery { id, channel, state, last_error, .. } in &self.on.case.deliveries {
+        for CaseDelivery {
+            id,
+            channel,
+            state,
+            last_error,
+            ..
+        } in &self.on.case.deliveries
+        {
             let why = last_error.as_deref().unwrap_or("no reason given");
             match state {
                 State::Failed => {
-                    self.tell_once(&format!("failed:{id}"), "failed", "A delivery failed", &format!("{channel}: {why}"));
+                    self.tell_once(
+                        &format!("failed:{id}"),
+                        "failed",
+                        "A delivery failed",
+                        &format!("{channel}: {why}"),
+                    );
                 }
                 State::NeedsAttention => {
-                    self.tell_once(&format!("held:{id}"), "held", "A delivery waits for a decision", &format!("{channel}: {why}"));
+                    self.tell_once(
+                        &format!("held:{id}"),
+                        "held",
+                        "A delivery waits for a decision",
+                        &format!("{channel}: {why}"),
+                    );
                 }
                 _ => {}
             }
         }
     }
 
-    fn need_attention(&mut self, reason: &str, text: &str, detail: &str, ended: Option<&'static str>) {
+    fn need_attention(
+        &mut self,
+        reason: &str,
+        text: &str,
+        detail: &str,
+        ended: Option<&'static str>,
+    ) {
         self.decision.step.state = Some(CaseState::NeedsAttention);
         self.decision.step.reason = Some(detail.to_owned());
         self.tell(reason, text, detail);
@@ -335,7 +453,10 @@ impl Deciding<'_> {
     }
 
     fn escalations(&self, reason: &str, text: &str, detail: &str) -> Vec<Escalate> {
-        let names = self.on.route.map_or(self.on.escalate_unrouted, |r| &r.escalate);
+        let names = self
+            .on
+            .route
+            .map_or(self.on.escalate_unrouted, |r| &r.escalate);
         let activation = &self.on.case.activation;
         let (device, user) = (&activation.device, &activation.user);
         let user = if user.is_empty() { "(no user)" } else { user };
@@ -343,7 +464,12 @@ impl Deciding<'_> {
         names
             .iter()
             .filter(|n| self.facts(n).is_some())
-            .map(|n| Escalate { channel: n.clone(), reason: reason.to_owned(), text: text.to_owned(), subject: subject.clone() })
+            .map(|n| Escalate {
+                channel: n.clone(),
+                reason: reason.to_owned(),
+                text: text.to_owned(),
+                subject: subject.clone(),
+            })
             .collect()
     }
 

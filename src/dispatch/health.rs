@@ -59,8 +59,16 @@ impl Health {
     pub fn may_start(&self, running: usize, concurrency: usize, now: Timestamp) -> usize {
         let state = self.lock();
         let waits = state.wait_until.is_some_and(|until| until > now) && !state.lifted;
-        let most = if state.proven && state.suspended.is_none() { concurrency } else { 1 };
-        if waits { 0 } else { most.saturating_sub(running) }
+        let most = if state.proven && state.suspended.is_none() {
+            concurrency
+        } else {
+            1
+        };
+        if waits {
+            0
+        } else {
+            most.saturating_sub(running)
+        }
     }
 
     /// A try begins: it uses up what an operator lifted, and a suspended channel's probe.
@@ -76,8 +84,16 @@ impl Health {
     pub fn succeeded(&self, now: Timestamp) -> Change {
         let mut state = self.lock();
         let was_suspended = state.suspended.take().is_some();
-        *state = HealthState { proven: true, last_success: Some(now), ..HealthState::default() };
-        if was_suspended { Change::Resumed } else { Change::None }
+        *state = HealthState {
+            proven: true,
+            last_success: Some(now),
+            ..HealthState::default()
+        };
+        if was_suspended {
+            Change::Resumed
+        } else {
+            Change::None
+        }
     }
 
     /// The next hop is away for all deliveries; the channel waits, never longer than before.
@@ -99,7 +115,11 @@ impl Health {
     /// An operator must act.
     pub fn suspend(&self, reason: &str, now: Timestamp) -> Change {
         let mut state = self.lock();
-        let change = if state.suspended.is_none() { Change::Suspended } else { Change::None };
+        let change = if state.suspended.is_none() {
+            Change::Suspended
+        } else {
+            Change::None
+        };
         state.suspended = Some(reason.to_owned());
         state.proven = false;
         state.wait_until = now.checked_add(PROBE_EVERY).ok();

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
-use crate::backoff::Backoff;
+use crate::backoff;
 use crate::channel::Channel;
 use crate::directory::Directories;
 use crate::dispatch::case::Facts;
@@ -28,7 +28,7 @@ use crate::dispatch::case::Situation;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::HealthState;
 use crate::dispatch::worker::Worker;
-use crate::limits::Limits;
+use crate::limits;
 use crate::metrics;
 use crate::metrics::Metrics;
 use crate::outbox::Case;
@@ -63,7 +63,7 @@ pub struct Settings {
     /// What is said.
     pub templates: Templates,
     /// What one person may get.
-    pub limits: Limits,
+    pub limits: limits::Config,
     /// Another address in the message than the one found.
     pub mismatch: Mismatch,
     /// How long history is kept.
@@ -90,12 +90,19 @@ pub fn jitter() -> f64 {
 impl Dispatcher {
     /// A dispatcher that does nothing yet.
     pub fn new(outbox: Arc<dyn Outbox>, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { outbox, metrics, board: Mutex::default() })
+        Arc::new(Self {
+            outbox,
+            metrics,
+            board: Mutex::default(),
+        })
     }
 
     /// The health of every channel, by name.
     pub fn board(&self) -> Vec<(String, HealthState)> {
-        self.healths().iter().map(|(name, health)| (name.clone(), health.look())).collect()
+        self.healths()
+            .iter()
+            .map(|(name, health)| (name.clone(), health.look()))
+            .collect()
     }
 
     /// An operator wants `channel` to try once in spite of a wait.
@@ -141,17 +148,29 @@ impl Dispatcher {
         Ok(())
     }
 
-    async fn start_workers(&self, settings: &Arc<Settings>, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+    async fn start_workers(
+        &self,
+        settings: &Arc<Settings>,
+        tasks: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) {
         let names: Vec<String> = settings.channels.iter().map(|c| c.name.clone()).collect();
         match self.outbox.fail_orphans(&names, Timestamp::now()).await {
             Ok(0) => {}
             Ok(n) => warn!("{n} deliveries of channels that are no longer configured have failed"),
-            Err(e) => warn!("Deliveries of channels that are no longer configured can't be ended yet: {e}"),
+            Err(e) => warn!(
+                "Deliveries of channels that are no longer configured can't be ended yet: {e}"
+            ),
         }
         let mut board = BTreeMap::new();
         for channel in &settings.channels {
             let health = Arc::new(Health::default());
-            self.metrics.channel_suspended.get_or_create(&metrics::Channel { channel: channel.name.clone() }).set(0);
+            self.metrics
+                .channel_suspended
+                .get_or_create(&metrics::Channel {
+                    channel: channel.name.clone(),
+                })
+                .set(0);
             board.insert(channel.name.clone(), Arc::clone(&health));
             let worker = Worker {
                 channel: Arc::clone(channel),
@@ -167,15 +186,25 @@ impl Dispatcher {
 
     // === Cases ===
 
-    async fn run_cases(self: Arc<Self>, settings: watch::Receiver<Arc<Settings>>, shutdown: CancellationToken) {
+    async fn run_cases(
+        self: Arc<Self>,
+        settings: watch::Receiver<Arc<Settings>>,
+        shutdown: CancellationToken,
+    ) {
         let mut changed = self.outbox.cases_changed();
         while !shutdown.is_cancelled() {
             changed.mark_unchanged();
             let now = Timestamp::now();
-            let pause = match self.outbox.lease_cases(CASES_AT_ONCE, now, CASE_LEASE).await {
+            let pause = match self
+                .outbox
+                .lease_cases(CASES_AT_ONCE, now, CASE_LEASE)
+                .await
+            {
                 Ok(leased) if leased.items.is_empty() => leased
                     .next
-                    .map_or(POLL, |t| Duration::try_from(t.duration_since(now)).unwrap_or_default())
+                    .map_or(POLL, |t| {
+                        Duration::try_from(t.duration_since(now)).unwrap_or_default()
+                    })
                     .clamp(SHORTEST_PAUSE, POLL),
                 Ok(leased) => {
                     let current = Arc::clone(&settings.borrow());
@@ -200,21 +229,33 @@ impl Dispatcher {
     async fn step(&self, case: &Case, settings: &Settings) {
         let route = settings.routes.find(&case.activation);
         let channels = self.facts(settings);
-        let lookup = if case.state == CaseState::Received && case.activation.code.is_some() && route.is_some() {
+        let lookup = if case.state == CaseState::Received
+            && case.activation.code.is_some()
+            && route.is_some()
+        {
             let domains = route.and_then(|r| r.domains.as_deref());
             Some(settings.directories.find(&case.activation, domains).await)
         } else {
             None
         };
         let now = Timestamp::now();
-        let due = Backoff::new(case.activation.expires_at).due(case.attempt + 1, now, None, jitter());
+        let due = backoff::due(
+            now,
+            case.attempt + 1,
+            jitter(),
+            None,
+            case.activation.expires_at,
+        );
         let decision = case::decide(Situation {
             case,
             route,
             channels: &channels,
             lookup,
             hold_mismatch: settings.mismatch == Mismatch::Hold,
-            limit: settings.limits.per_person(),
+            limit: (
+                settings.limits.per_person.count,
+                settings.limits.per_person.window,
+            ),
             escalate_unrouted: &settings.routes.escalate_all(),
             lookup_wait: Duration::try_from(due.duration_since(now)).unwrap_or_default(),
             now,
@@ -248,7 +289,9 @@ impl Dispatcher {
                 name: c.name.clone(),
                 reveals: c.reveals,
                 needs_person: c.needs_person,
-                suspended: board.get(&c.name).is_some_and(|h| h.look().suspended.is_some()),
+                suspended: board
+                    .get(&c.name)
+                    .is_some_and(|h| h.look().suspended.is_some()),
                 on_uncertain: c.on_uncertain,
             })
             .collect()
@@ -256,7 +299,11 @@ impl Dispatcher {
 
     // === Sweeping ===
 
-    async fn run_sweeps(self: Arc<Self>, settings: watch::Receiver<Arc<Settings>>, shutdown: CancellationToken) {
+    async fn run_sweeps(
+        self: Arc<Self>,
+        settings: watch::Receiver<Arc<Settings>>,
+        shutdown: CancellationToken,
+    ) {
         while !shutdown.is_cancelled() {
             let retention = settings.borrow().retention;
             if let Err(e) = self.outbox.sweep(Timestamp::now(), retention).await {

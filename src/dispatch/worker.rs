@@ -13,7 +13,7 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
-use crate::backoff::Backoff;
+use crate::backoff;
 use crate::channel::Attempt;
 use crate::channel::Channel;
 use crate::channel::Commit;
@@ -72,10 +72,16 @@ impl Worker {
             while tries.try_join_next().is_some() {}
             changed.mark_unchanged();
             let now = Timestamp::now();
-            let free = self.health.may_start(tries.len(), self.channel.concurrency, now);
+            let free = self
+                .health
+                .may_start(tries.len(), self.channel.concurrency, now);
             let mut next = None;
             if free > 0 {
-                match self.outbox.lease_deliveries(&self.channel.name, free, now, LEASE).await {
+                match self
+                    .outbox
+                    .lease_deliveries(&self.channel.name, free, now, LEASE)
+                    .await
+                {
                     Ok(leased) => {
                         if !leased.items.is_empty() {
                             self.health.started(now);
@@ -108,7 +114,11 @@ impl Worker {
         let wait_until = self.health.look().wait_until;
         let waiting = free == 0 && tries.is_empty();
         let until = if waiting { wait_until } else { next };
-        let pause = until.map_or(POLL, |t| Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default().clamp(SHORTEST_PAUSE, POLL));
+        let pause = until.map_or(POLL, |t| {
+            Duration::try_from(t.duration_since(Timestamp::now()))
+                .unwrap_or_default()
+                .clamp(SHORTEST_PAUSE, POLL)
+        });
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.health.changed.notified() => {}
@@ -121,7 +131,9 @@ impl Worker {
     async fn attempt(self: Arc<Self>, lease: Lease) {
         let channel = &self.channel;
         let settlement = match self.render(&lease) {
-            _ if Timestamp::now() >= lease.expires_at => Settlement::Expired { reason: "the code's life ended".to_owned() },
+            _ if Timestamp::now() >= lease.expires_at => Settlement::Expired {
+                reason: "the code's life ended".to_owned(),
+            },
             Ok((note, recipient)) => {
                 let sent = self.send(&lease, &note, recipient).await;
                 self.judge(&lease, recipient, sent).await
@@ -138,15 +150,38 @@ impl Worker {
         self.settle(&lease, settlement).await;
     }
 
-    fn render<'l>(&self, lease: &'l Lease) -> Result<(Notification, Option<&'l Recipient>), String> {
-        let style = |language| Style { reveal: self.channel.reveals, time_zone: &self.channel.time_zone, language, id: &lease.message_id };
+    fn render<'l>(
+        &self,
+        lease: &'l Lease,
+    ) -> Result<(Notification, Option<&'l Recipient>), String> {
+        let style = |language| Style {
+            reveal: self.channel.reveals,
+            time_zone: &self.channel.time_zone,
+            language,
+            id: &lease.message_id,
+            now: Timestamp::now(),
+        };
         let rendered = match &lease.work {
-            Work::Activation { activation, recipient } => {
-                let language = self.settings.routes.find(activation).and_then(|r| r.language.as_deref());
-                let note = self.settings.templates.activation(activation, recipient.as_ref(), &style(language));
+            Work::Activation {
+                activation,
+                recipient,
+            } => {
+                let language = self
+                    .settings
+                    .routes
+                    .find(activation)
+                    .and_then(|r| r.language.as_deref());
+                let note = self.settings.templates.activation(
+                    activation,
+                    recipient.as_ref(),
+                    &style(language),
+                );
                 (note, recipient.as_ref())
             }
-            Work::Escalation(escalation) => (self.settings.templates.escalation(escalation, &style(None)), None),
+            Work::Escalation(escalation) => (
+                self.settings.templates.escalation(escalation, &style(None)),
+                None,
+            ),
         };
         match rendered {
             (Ok(note), recipient) => Ok((note, recipient)),
@@ -154,23 +189,49 @@ impl Worker {
         }
     }
 
-    async fn send(&self, lease: &Lease, note: &Notification, to: Option<&Recipient>) -> Result<String, SendError> {
+    async fn send(
+        &self,
+        lease: &Lease,
+        note: &Notification,
+        to: Option<&Recipient>,
+    ) -> Result<String, SendError> {
         let code = match &lease.work {
             Work::Activation { activation, .. } => activation.code.as_ref().map(|c| c.secret()),
             Work::Escalation(_) => None,
         };
-        let redactor = self.channel.redactor.with(code.into_iter().chain(to.map(|r| Secret::new(r.email.clone()))));
-        let commit = BeginSend { outbox: &self.outbox, lease };
+        let redactor = self.channel.redactor.with(
+            code.into_iter()
+                .chain(to.map(|r| Secret::new(r.email.clone()))),
+        );
+        let commit = BeginSend {
+            outbox: &self.outbox,
+            lease,
+        };
         let transcript = Transcript::off();
-        let attempt = Attempt { to, note, commit: &commit, redactor: &redactor, transcript: &transcript };
-        self.channel.carrier.send(&attempt).await.map(|receipt| receipt.said)
+        let attempt = Attempt {
+            to,
+            note,
+            commit: &commit,
+            redactor: &redactor,
+            transcript: &transcript,
+        };
+        self.channel
+            .carrier
+            .send(&attempt)
+            .await
+            .map(|receipt| receipt.said)
     }
 
     /// What a try's end means for the delivery and for the channel.
-    async fn judge(&self, lease: &Lease, to: Option<&Recipient>, sent: Result<String, SendError>) -> Settlement {
+    async fn judge(
+        &self,
+        lease: &Lease,
+        to: Option<&Recipient>,
+        sent: Result<String, SendError>,
+    ) -> Settlement {
         let (name, now) = (&self.channel.name, Timestamp::now());
         let retry = |reason: String, after: Option<Duration>| Settlement::Retry {
-            due_at: Backoff::new(lease.expires_at).due(lease.attempt, now, after, jitter()),
+            due_at: backoff::due(now, lease.attempt, jitter(), after, lease.expires_at),
             reason,
         };
         match sent {
@@ -178,10 +239,16 @@ impl Worker {
                 if self.health.succeeded(now) == Change::Resumed {
                     self.metrics.suspended(name, false);
                     info!(channel = %name, "Channel {name} works again");
-                    self.tell("resumed", &format!("Channel {name} works again"), "it took a message").await;
+                    self.tell(
+                        "resumed",
+                        &format!("Channel {name} works again"),
+                        "it took a message",
+                    )
+                    .await;
                 }
                 self.metrics.channel_success(name, now, lease.received_at);
-                let person = to.map_or_else(String::new, |r| format!(" to {}", mask_address(&r.email)));
+                let person =
+                    to.map_or_else(String::new, |r| format!(" to {}", mask_address(&r.email)));
                 info!(delivery.id = %lease.id, channel = %name, attempt = lease.attempt, "Accepted: {}{person} by {name}: {receipt}", lease.id);
                 let reached = self.channel.reveals && matches!(lease.work, Work::Activation { .. });
                 Settlement::Accepted { receipt, reached }
@@ -193,7 +260,8 @@ impl Worker {
             }
             Err(SendError::Away { reason, after }) => {
                 // The channel waits no longer than the shortest wait a delivery could have.
-                self.health.away(Backoff::new(lease.expires_at).due(1, now, after, jitter()));
+                self.health
+                    .away(backoff::due(now, 1, jitter(), after, lease.expires_at));
                 self.failed(lease, "the channel is away", &reason);
                 retry(reason, after)
             }
@@ -206,7 +274,12 @@ impl Worker {
                 if self.health.suspend(&reason, now) == Change::Suspended {
                     self.metrics.suspended(name, true);
                     error!(channel = %name, "Channel {name} is suspended until an operator acts: {reason}");
-                    self.tell("suspended", &format!("Channel {name} is suspended until an operator acts"), &reason).await;
+                    self.tell(
+                        "suspended",
+                        &format!("Channel {name} is suspended until an operator acts"),
+                        &reason,
+                    )
+                    .await;
                     if let Err(e) = self.outbox.wake_cases(name, now).await {
                         warn!(channel = %name, "The fallbacks of {name} start later: {e}");
                     }
@@ -217,7 +290,9 @@ impl Worker {
                 self.failed(lease, "outcome unknown", &reason);
                 match self.channel.on_uncertain {
                     OnUncertain::Resend => retry(reason, None),
-                    OnUncertain::Hold => Settlement::Hold { reason: format!("it may have arrived: {reason}") },
+                    OnUncertain::Hold => Settlement::Hold {
+                        reason: format!("it may have arrived: {reason}"),
+                    },
                 }
             }
         }
@@ -234,7 +309,12 @@ impl Worker {
         let escalations = told
             .into_iter()
             .filter(|c| c != name)
-            .map(|channel| Escalate { channel, reason: format!("{reason}:{name}"), text: text.to_owned(), subject: detail.to_owned() })
+            .map(|channel| Escalate {
+                channel,
+                reason: format!("{reason}:{name}"),
+                text: text.to_owned(),
+                subject: detail.to_owned(),
+            })
             .collect::<Vec<_>>();
         if !escalations.is_empty()
             && let Err(e) = self.outbox.escalate(escalations, Timestamp::now()).await
@@ -245,9 +325,15 @@ impl Worker {
 
     /// Writes the end of a try down. Until that is done the message would go out again, so it is tried as long as the lease lasts.
     async fn settle(&self, lease: &Lease, settlement: Settlement) {
-        let end = Timestamp::now().saturating_add(LEASE).unwrap_or(Timestamp::MAX);
+        let end = Timestamp::now()
+            .saturating_add(LEASE)
+            .unwrap_or(Timestamp::MAX);
         loop {
-            match self.outbox.settle(lease, settlement.clone(), Timestamp::now()).await {
+            match self
+                .outbox
+                .settle(lease, settlement.clone(), Timestamp::now())
+                .await
+            {
                 Ok(()) => return,
                 Err(OutboxError::LostLease) => {
                     return warn!(delivery.id = %lease.id, "The result of {} came after its lease had ended", lease.id);
@@ -256,7 +342,9 @@ impl Worker {
                     warn!(delivery.id = %lease.id, "The result of {} can't be written yet: {e}", lease.id);
                     sleep(OUTBOX_PAUSE).await;
                 }
-                Err(e) => return error!(delivery.id = %lease.id, "The result of {} is lost; it may go out again: {e}", lease.id),
+                Err(e) => {
+                    return error!(delivery.id = %lease.id, "The result of {} is lost; it may go out again: {e}", lease.id);
+                }
             }
         }
     }
@@ -272,24 +360,39 @@ impl Commit for BeginSend<'_> {
     async fn commit(&self) -> Result<(), SendError> {
         let now = Timestamp::now();
         if now >= self.lease.expires_at {
-            return Err(SendError::Permanent { reason: "the code's life ended".to_owned() });
+            return Err(SendError::Permanent {
+                reason: "the code's life ended".to_owned(),
+            });
         }
         let until = now.saturating_add(SENDING_LEASE).unwrap_or(Timestamp::MAX);
         self.outbox
             .begin_send(self.lease, until)
             .await
-            .map_err(|e| SendError::Transient { reason: e.to_string(), after: None })
+            .map_err(|e| SendError::Transient {
+                reason: e.to_string(),
+                after: None,
+            })
     }
 }
 
 impl Metrics {
     fn suspended(&self, channel: &str, yes: bool) {
-        self.channel_suspended.get_or_create(&metrics::Channel { channel: channel.to_owned() }).set(i64::from(yes));
+        self.channel_suspended
+            .get_or_create(&metrics::Channel {
+                channel: channel.to_owned(),
+            })
+            .set(i64::from(yes));
     }
 
     fn channel_success(&self, channel: &str, now: Timestamp, received_at: Timestamp) {
-        let label = metrics::Channel { channel: channel.to_owned() };
-        self.channel_last_success.get_or_create(&label).set(now.as_second() as f64);
-        self.delivery_seconds.get_or_create(&label).observe(now.duration_since(received_at).as_secs_f64());
+        let label = metrics::Channel {
+            channel: channel.to_owned(),
+        };
+        self.channel_last_success
+            .get_or_create(&label)
+            .set(now.as_second() as f64);
+        self.delivery_seconds
+            .get_or_create(&label)
+            .observe(now.duration_since(received_at).as_secs_f64());
     }
 }

@@ -85,7 +85,11 @@ fn fields<'a>(id: &'a [u8], extension: &'a [u8]) -> Result<Fields<'a>, RecordErr
             continue;
         };
         if let Some((previous, start)) = open.replace((name, equals + 1)) {
-            push(&mut fields, previous, &extension[start..equals - name.len()])?;
+            push(
+                &mut fields,
+                previous,
+                &extension[start..equals - name.len()],
+            )?;
         }
     }
     if let Some((last, start)) = open {

@@ -344,11 +344,7 @@ mod tests {
             ("000000000000000000000", None),
         ] {
             let line = format!("logid=\"{logid}\"");
-            assert_eq!(
-                parse(line.as_bytes()).unwrap().message_id(),
-                id,
-                "{logid}"
-            );
+            assert_eq!(parse(line.as_bytes()).unwrap().message_id(), id, "{logid}");
         }
     }
 

@@ -81,18 +81,35 @@ impl View {
     ) -> Self {
         let mut pages = Environment::new();
         pages.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-        pages.add_template("status.html", include_str!("status.html")).expect("the built-in page is a valid template");
-        Self { registry, metrics, outbox, dispatcher, readiness, seen, listeners: Mutex::default(), pages }
+        pages
+            .add_template("status.html", include_str!("status.html"))
+            .expect("the built-in page is a valid template");
+        Self {
+            registry,
+            metrics,
+            outbox,
+            dispatcher,
+            readiness,
+            seen,
+            listeners: Mutex::default(),
+            pages,
+        }
     }
 
     /// The listeners that are bound now.
     pub fn set_listeners(&self, mut listeners: Vec<Arc<ingest::Config>>) {
         listeners.sort_by_key(|l| l.name());
-        *self.listeners.lock().unwrap_or_else(PoisonError::into_inner) = listeners;
+        *self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = listeners;
     }
 
     fn listeners(&self) -> Vec<Arc<ingest::Config>> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -105,7 +122,9 @@ pub struct Server {
 impl Server {
     /// Binds.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("[http] can't be bound to {}", config.listen))?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("[http] can't be bound to {}", config.listen))?;
         let address = listener.local_addr()?;
         info!("Page, health and metrics on http://{address}/");
         Ok(Self { listener, address })
@@ -118,9 +137,17 @@ impl Server {
 
     /// Serves until `shutdown`.
     pub async fn serve(self, view: Arc<View>, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let open = Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).route("/metrics", get(show_metrics));
-        let guarded = Router::new().route("/", get(status)).layer(middleware::from_fn(guard));
-        let app = open.merge(guarded).with_state(view).into_make_service_with_connect_info::<SocketAddr>();
+        let open = Router::new()
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(show_metrics));
+        let guarded = Router::new()
+            .route("/", get(status))
+            .layer(middleware::from_fn(guard));
+        let app = open
+            .merge(guarded)
+            .with_state(view)
+            .into_make_service_with_connect_info::<SocketAddr>();
         // Open keep-alive connections must not hold up the end.
         tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -130,19 +157,38 @@ impl Server {
 }
 
 /// Keeps strangers out, and pages of other sites that point their name at us (DNS rebinding).
-async fn guard(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+async fn guard(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
     if !peer.ip().to_canonical().is_loopback() {
-        return (StatusCode::FORBIDDEN, "The page is for this machine only: ssh -L 8514:127.0.0.1:8514 brings it to yours.\n").into_response();
+        return (
+            StatusCode::FORBIDDEN,
+            "The page is for this machine only: ssh -L 8514:127.0.0.1:8514 brings it to yours.\n",
+        )
+            .into_response();
     }
-    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|h| h.to_str().ok())
+        .unwrap_or_default();
     if !is_local(host) {
-        return (StatusCode::MISDIRECTED_REQUEST, "This page answers to localhost only.\n").into_response();
+        return (
+            StatusCode::MISDIRECTED_REQUEST,
+            "This page answers to localhost only.\n",
+        )
+            .into_response();
     }
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [
         ("cache-control", "no-store"),
-        ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+        (
+            "content-security-policy",
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        ),
         ("referrer-policy", "no-referrer"),
         ("x-content-type-options", "nosniff"),
     ] {
@@ -156,7 +202,10 @@ fn is_local(host: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 async fn livez() -> &'static str {
@@ -177,10 +226,17 @@ async fn show_metrics(State(view): State<Arc<View>>, request: Request) -> Respon
         Ok(depth) => {
             view.metrics.outbox_items.clear();
             for (state, count) in depth.items {
-                let label = metrics::StateLabel { state: word(&state) };
-                view.metrics.outbox_items.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+                let label = metrics::StateLabel {
+                    state: word(&state),
+                };
+                view.metrics
+                    .outbox_items
+                    .get_or_create(&label)
+                    .set(i64::try_from(count).unwrap_or(i64::MAX));
             }
-            let age = depth.oldest.map_or(0.0, |t| now.duration_since(t).as_secs_f64().max(0.0));
+            let age = depth
+                .oldest
+                .map_or(0.0, |t| now.duration_since(t).as_secs_f64().max(0.0));
             view.metrics.outbox_oldest.set(age);
         }
         Err(e) => warn!("The outbox can't be counted: {e}"),
@@ -189,19 +245,30 @@ async fn show_metrics(State(view): State<Arc<View>>, request: Request) -> Respon
     if let Err(e) = text::encode(&mut text, &view.registry) {
         return (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response();
     }
-    let accepts = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or_default();
+    let accepts = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|a| a.to_str().ok())
+        .unwrap_or_default();
     let format = if accepts.contains("application/openmetrics-text") {
         OPENMETRICS
     } else {
         // The older format has no end mark.
-        text.truncate(text.trim_end().strip_suffix("# EOF").map_or(text.len(), str::len));
+        text.truncate(
+            text.trim_end()
+                .strip_suffix("# EOF")
+                .map_or(text.len(), str::len),
+        );
         PROMETHEUS
     };
     ([(header::CONTENT_TYPE, format)], text).into_response()
 }
 
 fn word(state: &impl Serialize) -> String {
-    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(state)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 // === The page ===
@@ -211,7 +278,11 @@ async fn status(State(view): State<Arc<View>>) -> Response {
         Ok(page) => Html(page).into_response(),
         Err(e) => {
             warn!("The page can't be shown: {e:#}");
-            (StatusCode::SERVICE_UNAVAILABLE, format!("The page can't be shown: {e}\n")).into_response()
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("The page can't be shown: {e}\n"),
+            )
+                .into_response()
         }
     }
 }
@@ -219,12 +290,32 @@ async fn status(State(view): State<Arc<View>>) -> Response {
 async fn page(view: &View) -> anyhow::Result<String> {
     let now = Timestamp::now();
     let depth = view.outbox.depth(now).await?;
-    let attention = Filter { user: None, states: vec![outbox::State::NeedsAttention, outbox::State::Failed, outbox::State::Expired], limit: MAX_ROWS };
-    let newest = Filter { user: None, states: Vec::new(), limit: MAX_ROWS };
-    let rows = |rows: Vec<Row>| rows.into_iter().map(|row| shown(&row, now)).collect::<Vec<_>>();
+    let attention = Filter {
+        user: None,
+        states: vec![
+            outbox::State::NeedsAttention,
+            outbox::State::Failed,
+            outbox::State::Expired,
+        ],
+        limit: MAX_ROWS,
+    };
+    let newest = Filter {
+        user: None,
+        states: Vec::new(),
+        limit: MAX_ROWS,
+    };
+    let rows = |rows: Vec<Row>| {
+        rows.into_iter()
+            .map(|row| shown(&row, now))
+            .collect::<Vec<_>>()
+    };
     let attention = rows(view.outbox.list(attention).await?);
     let newest = rows(view.outbox.list(newest).await?);
-    let states: Vec<_> = depth.items.iter().map(|(state, count)| context! { state => word(state), count }).collect();
+    let states: Vec<_> = depth
+        .items
+        .iter()
+        .map(|(state, count)| context! { state => word(state), count })
+        .collect();
     let listeners: Vec<_> = view
         .listeners()
         .iter()
@@ -259,10 +350,10 @@ async fn page(view: &View) -> anyhow::Result<String> {
 
 fn shown(row: &Row, now: Timestamp) -> minijinja::Value {
     context! {
-        id => row.id, user => row.user, stage => row.stage, state => word(&row.state), channel => row.channel,
+        id => &row.id, user => &row.user, stage => &row.stage, state => word(&row.state), channel => &row.channel,
         recipient => row.recipient.as_deref().map(mask_address), attempts => row.attempts,
         next => row.next_attempt.map(|t| until(t, now)), expires => row.expires_at.map(|t| until(t, now)),
-        error => row.last_error, created => ago(row.created_at, now),
+        error => &row.last_error, created => ago(row.created_at, now),
     }
 }
 
@@ -292,17 +383,37 @@ mod tests {
 
     #[test]
     fn only_loopback_names_are_local() {
-        for host in ["localhost", "localhost:8514", "127.0.0.1:8514", "[::1]:8514", "[::1]", "127.1.2.3"] {
+        for host in [
+            "localhost",
+            "localhost:8514",
+            "127.0.0.1:8514",
+            "[::1]:8514",
+            "[::1]",
+            "127.1.2.3",
+        ] {
             assert!(is_local(host), "{host}");
         }
-        for host in ["", "evil.test", "evil.test:8514", "localhost.evil.test", "10.0.0.1:8514", "[2001:db8::1]:80"] {
+        for host in [
+            "",
+            "evil.test",
+            "evil.test:8514",
+            "localhost.evil.test",
+            "10.0.0.1:8514",
+            "[2001:db8::1]:80",
+        ] {
             assert!(!is_local(host), "{host}");
         }
     }
 
     #[test]
     fn spans_are_said_in_one_unit() {
-        for (seconds, said) in [(-5, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (172_800, "2 d")] {
+        for (seconds, said) in [
+            (-5, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7200, "2 h"),
+            (172_800, "2 d"),
+        ] {
             assert_eq!(span(seconds), said);
         }
     }

@@ -56,7 +56,9 @@ email = "{user}@example.com"
 
 /// A channel `mail` to an SMTP server on this port.
 pub fn smtp_channel(port: u16) -> String {
-    format!("[channel.mail]\ntype = \"smtp\"\nhost = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\nfrom = \"IT Service Desk <servicedesk@example.com>\"\n")
+    format!(
+        "[channel.mail]\ntype = \"smtp\"\nhost = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\nfrom = \"IT Service Desk <servicedesk@example.com>\"\n"
+    )
 }
 
 impl Relay {
@@ -69,7 +71,12 @@ impl Relay {
 
     /// Makes its directory and configuration without starting it.
     pub fn prepare(config: &str) -> Self {
-        let relay = Self { dir: tempfile::tempdir().unwrap(), child: None, log: Arc::default(), env: BTreeMap::new() };
+        let relay = Self {
+            dir: tempfile::tempdir().unwrap(),
+            child: None,
+            log: Arc::default(),
+            env: BTreeMap::new(),
+        };
         relay.configure(config);
         relay
     }
@@ -100,20 +107,28 @@ impl Relay {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the relay ended at start with {status}:\n{}", self.logged());
             }
-            (self.log.lock().unwrap().contains("Ready:") && self.get("/readyz").0 == 200).then_some(())
+            (self.log.lock().unwrap().contains("Ready:") && self.get("/readyz").0 == 200)
+                .then_some(())
         });
     }
 
     /// Starts it without waiting.
     pub fn spawn(&mut self) {
         self.log.lock().unwrap().clear();
-        let mut child = self.command(&["run", "--config", self.config().to_str().unwrap()]).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+        let mut child = self
+            .command(&["run", "--config", self.config().to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         let (log, stderr) = (Arc::clone(&self.log), child.stderr.take().unwrap());
         std::thread::spawn(move || {
             let mut stderr = BufReader::new(stderr);
             let mut line = Vec::new();
             while stderr.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                log.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                log.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
         });
@@ -122,7 +137,12 @@ impl Relay {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
-        command.args(args).current_dir(self.dir.path()).envs(&self.env).env_remove("STATE_DIRECTORY").env_remove("RUNTIME_DIRECTORY");
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .envs(&self.env)
+            .env_remove("STATE_DIRECTORY")
+            .env_remove("RUNTIME_DIRECTORY");
         command
     }
 
@@ -164,8 +184,17 @@ impl Relay {
 
     fn address(&self, mark: &str) -> SocketAddr {
         let log = self.logged();
-        let at = log.find(mark).unwrap_or_else(|| panic!("no {mark:?} in:\n{log}")) + mark.len();
-        log[at..].split(['/', ' ', '\n']).next().unwrap().trim().parse().unwrap()
+        let at = log
+            .find(mark)
+            .unwrap_or_else(|| panic!("no {mark:?} in:\n{log}"))
+            + mark.len();
+        log[at..]
+            .split(['/', ' ', '\n'])
+            .next()
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
     }
 
     pub fn udp(&self) -> SocketAddr {
@@ -181,12 +210,18 @@ impl Relay {
     }
 
     pub fn send_udp(&self, line: &[u8]) {
-        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(line, self.udp()).unwrap();
+        UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .send_to(line, self.udp())
+            .unwrap();
     }
 
     /// Sends bytes as they are and closes.
     pub fn send_tcp(&self, bytes: &[u8]) {
-        TcpStream::connect(self.tcp()).unwrap().write_all(bytes).unwrap();
+        TcpStream::connect(self.tcp())
+            .unwrap()
+            .write_all(bytes)
+            .unwrap();
     }
 
     /// GET a path; status and body.
@@ -196,22 +231,45 @@ impl Relay {
 
     /// GET with another Host.
     pub fn get_as(&self, path: &str, host: &str) -> (u16, String) {
-        let Ok(mut stream) = TcpStream::connect(self.http()) else { return (0, String::new()) };
+        let Ok(mut stream) = TcpStream::connect(self.http()) else {
+            return (0, String::new());
+        };
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         let mut answer = String::new();
-        if stream.write_all(request.as_bytes()).is_err() || stream.read_to_string(&mut answer).is_err() {
+        if stream.write_all(request.as_bytes()).is_err()
+            || stream.read_to_string(&mut answer).is_err()
+        {
             return (0, answer);
         }
-        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        let status = answer
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .unwrap_or(0);
+        (
+            status,
+            answer
+                .split_once("\r\n\r\n")
+                .map(|(_, body)| body.to_owned())
+                .unwrap_or_default(),
+        )
     }
 
     /// The sum of a metric's samples that carry all these labels.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let text = self.get("/metrics").1;
-        let samples = text.lines().filter(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
-        let wanted = samples.filter(|l| labels.iter().all(|(k, v)| l.contains(&format!("{k}=\"{v}\""))));
-        wanted.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        let samples = text.lines().filter(|l| {
+            l.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        let wanted = samples.filter(|l| {
+            labels
+                .iter()
+                .all(|(k, v)| l.contains(&format!("{k}=\"{v}\"")))
+        });
+        wanted
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     /// Runs another command with the same configuration.
@@ -238,21 +296,36 @@ impl Relay {
     /// `queue list --json`
     pub fn queue(&self) -> Vec<Value> {
         let output = self.cli(&["queue", "list", "--json"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// The states of the queue's rows, sorted.
     pub fn states(&self) -> Vec<String> {
-        let mut states: Vec<_> = self.queue().iter().map(|row| row["state"].as_str().unwrap().to_owned()).collect();
+        let mut states: Vec<_> = self
+            .queue()
+            .iter()
+            .map(|row| row["state"].as_str().unwrap().to_owned())
+            .collect();
         states.sort();
         states
     }
 
     /// `explain --json` of one line.
     pub fn explain(&self, line: &[u8], args: &[&str]) -> Value {
-        let output = self.cli_with(&[&["explain", "--json", "-"], args].concat(), &[line, b"\n"].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = self.cli_with(
+            &[&["explain", "--json", "-"], args].concat(),
+            &[line, b"\n"].concat(),
+        );
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         serde_json::from_slice(&output.stdout).unwrap()
     }
 

@@ -5,7 +5,8 @@ use jiff::Timestamp;
 
 /// A well-formed activation code, another one for each `n`, that no server ever issued.
 pub fn code(n: u32) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, format!("code {n}").as_bytes());
+    let digest =
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, format!("code {n}").as_bytes());
     let mut bytes = vec![0x21, 0x10];
     bytes.extend_from_slice(&digest.as_ref()[..8]);
     base32(&bytes)
@@ -13,8 +14,13 @@ pub fn code(n: u32) -> String {
 
 fn base32(bytes: &[u8]) -> String {
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let bits: Vec<u8> = bytes.iter().flat_map(|b| (0..8).rev().map(move |i| (b >> i) & 1)).collect();
-    bits.chunks(5).map(|five| char::from(alphabet[five.iter().fold(0, |n, bit| n * 2 + usize::from(*bit))])).collect()
+    let bits: Vec<u8> = bytes
+        .iter()
+        .flat_map(|b| (0..8).rev().map(move |i| (b >> i) & 1))
+        .collect();
+    bits.chunks(5)
+        .map(|five| char::from(alphabet[five.iter().fold(0, |n, bit| n * 2 + usize::from(*bit))]))
+        .collect()
 }
 
 /// One event in FortiOS's default format.
@@ -33,7 +39,10 @@ pub struct Event {
 impl Event {
     /// Code `n` for `user`, sent now.
     pub fn code(n: u32, user: &str) -> Self {
-        Self::with_message(user, &format!("Send activation code {} to {user}@example.com", code(n)))
+        Self::with_message(
+            user,
+            &format!("Send activation code {} to {user}@example.com", code(n)),
+        )
     }
 
     /// A code-sent event with this message.
@@ -58,7 +67,16 @@ impl Event {
 
     /// The line as it stands on the wire.
     pub fn line(&self) -> Vec<u8> {
-        let Self { user, msg, logid, devid, devname, vdom, eventtime, extra } = self;
+        let Self {
+            user,
+            msg,
+            logid,
+            devid,
+            devname,
+            vdom,
+            eventtime,
+            extra,
+        } = self;
         let (user, msg) = (user.replace('"', "\\\""), msg.replace('"', "\\\""));
         format!(
             "<189>date=2026-11-24 time=10:22:31 devname=\"{devname}\" devid=\"{devid}\" eventtime={eventtime} tz=\"+0100\" logid=\"{logid}\" \
@@ -83,6 +101,15 @@ pub fn holds(bytes: &[u8], secret: &str) -> bool {
         text[(skip * 4).div_ceil(3)..text.len() - 2].to_owned()
     };
     let hex: String = secret.bytes().map(|b| format!("{b:02x}")).collect();
-    let forms = [secret.to_owned(), encoded(0), encoded(1), encoded(2), hex.clone(), hex.to_uppercase()];
-    forms.iter().any(|form| memchr::memmem::find(bytes, form.as_bytes()).is_some())
+    let forms = [
+        secret.to_owned(),
+        encoded(0),
+        encoded(1),
+        encoded(2),
+        hex.clone(),
+        hex.to_uppercase(),
+    ];
+    forms
+        .iter()
+        .any(|form| memchr::memmem::find(bytes, form.as_bytes()).is_some())
 }
