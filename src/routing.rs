@@ -85,6 +85,23 @@ pub struct Route {
     matches: Match,
 }
 
+#[cfg(test)]
+impl Route {
+    /// A route that takes everything, with the defaults of the configuration.
+    pub(crate) fn to(to: Vec<String>, fallback: Vec<String>, escalate: Vec<String>) -> Self {
+        Self {
+            number: 1,
+            domains: None,
+            to,
+            fallback,
+            fallback_after: Duration::from_secs(600),
+            escalate,
+            language: None,
+            matches: Match::default(),
+        }
+    }
+}
+
 const STAGES: [Stage; 4] = [
     Stage::Requested,
     Stage::CodeSent,

@@ -510,3 +510,338 @@ impl Deciding<'_> {
         self.facts(name).is_some_and(|c| c.reveals)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::activation::Activation;
+    use crate::activation::ActivationCode;
+    use crate::activation::Device;
+    use crate::activation::Stage;
+    use crate::message::Recipient;
+
+    const HOUR: i64 = 3600;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn case() -> Case {
+        let activation = Activation {
+            event_id: "e".to_owned(),
+            device: Device {
+                id: "FGT".to_owned(),
+                name: "TEST-FGT".to_owned(),
+                vdom: "root".to_owned(),
+            },
+            user: "alice".to_owned(),
+            person: "alice".to_owned(),
+            logid: 38412,
+            description: String::new(),
+            stage: Stage::CodeSent,
+            rule: "built-in".to_owned(),
+            event_time: at(0),
+            received_at: at(0),
+            expires_at: at(72 * HOUR),
+            validity: Duration::from_secs(72 * 3600),
+            skew: SignedDuration::ZERO,
+            code: ActivationCode::parse("EEIOTCU3LENEDJMR"),
+            token: None,
+            addresses: Vec::new(),
+        };
+        assert!(activation.code.is_some());
+        Case {
+            id: "A1".to_owned(),
+            fence: 1,
+            attempt: 0,
+            activation,
+            state: CaseState::Received,
+            released: false,
+            recipient: None,
+            reached: false,
+            told: Vec::new(),
+            deliveries: Vec::new(),
+        }
+    }
+
+    fn recipient() -> Recipient {
+        Recipient {
+            email: "alice@example.com".to_owned(),
+            name: None,
+            phone: None,
+            language: None,
+            source: "table".to_owned(),
+        }
+    }
+
+    fn found() -> Option<Result<Lookup, LookupError>> {
+        Some(Ok(Lookup::Found {
+            recipient: recipient(),
+            trace: Vec::new(),
+            mismatch: None,
+        }))
+    }
+
+    fn unknown() -> Option<Result<Lookup, LookupError>> {
+        Some(Ok(Lookup::Unknown {
+            reason: "no directory knows alice".to_owned(),
+            trace: Vec::new(),
+        }))
+    }
+
+    fn delivery(id: &str, channel: &str, role: Role, state: State) -> CaseDelivery {
+        CaseDelivery {
+            id: id.to_owned(),
+            channel: channel.to_owned(),
+            role,
+            state,
+            last_error: None,
+        }
+    }
+
+    fn routed(deliveries: Vec<CaseDelivery>) -> Case {
+        Case {
+            state: CaseState::Routed,
+            recipient: Some(recipient()),
+            deliveries,
+            ..case()
+        }
+    }
+
+    /// Channels: mail and dm write to persons, hook carries the code anywhere, desk gets notices.
+    fn look(
+        case: &Case,
+        second: i64,
+        lookup: Option<Result<Lookup, LookupError>>,
+        suspended: &[&str],
+    ) -> Decision {
+        look_by(
+            case,
+            second,
+            lookup,
+            suspended,
+            &route(&["mail"], &["hook"]),
+        )
+    }
+
+    fn route(to: &[&str], fallback: &[&str]) -> Route {
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        Route::to(owned(to), owned(fallback), owned(&["desk"]))
+    }
+
+    fn look_by(
+        case: &Case,
+        second: i64,
+        lookup: Option<Result<Lookup, LookupError>>,
+        suspended: &[&str],
+        route: &Route,
+    ) -> Decision {
+        let channels: Vec<_> = [
+            ("mail", true, true),
+            ("dm", true, true),
+            ("hook", true, false),
+            ("desk", false, false),
+        ]
+        .map(|(name, reveals, needs_person)| Facts {
+            name: name.to_owned(),
+            reveals,
+            needs_person,
+            suspended: suspended.contains(&name),
+            on_uncertain: OnUncertain::Resend,
+        })
+        .into();
+        decide(Situation {
+            case,
+            route: Some(route),
+            channels: &channels,
+            lookup,
+            hold_mismatch: false,
+            limit: (10, Duration::from_secs(3600)),
+            escalate_unrouted: &[],
+            lookup_wait: Duration::from_secs(15),
+            now: at(second),
+        })
+    }
+
+    fn started(decision: &Decision) -> Vec<&str> {
+        decision
+            .step
+            .deliver
+            .iter()
+            .map(|d| d.channel.as_str())
+            .collect()
+    }
+
+    fn reasons(decision: &Decision) -> Vec<&str> {
+        decision
+            .step
+            .escalate
+            .iter()
+            .map(|e| e.reason.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_person_who_is_found_gets_every_channel_of_to() {
+        let decision = look(&case(), 0, found(), &[]);
+        assert_eq!(started(&decision), ["mail"]);
+        assert_eq!(decision.step.state, Some(CaseState::Routed));
+        assert_eq!(
+            decision.step.limit.as_ref().unwrap().key,
+            "alice@example.com"
+        );
+        assert_eq!(reasons(&decision), [""; 0]);
+        assert_eq!(
+            decision.step.due_at,
+            Some(at(600)),
+            "looked at again when the fallback is due"
+        );
+    }
+
+    #[test]
+    fn an_event_without_a_code_is_told_once_and_waits() {
+        let mut case = case();
+        case.activation.code = None;
+        let decision = look(&case, 0, None, &[]);
+        assert_eq!(decision.step.state, Some(CaseState::NeedsAttention));
+        assert_eq!(reasons(&decision), ["no-code"]);
+        case.told = decision.step.told;
+        assert_eq!(reasons(&look(&case, 1, None, &[])), [""; 0]);
+    }
+
+    #[test]
+    fn nobody_found_starts_what_needs_nobody_and_tells() {
+        let decision = look(&case(), 0, unknown(), &[]);
+        assert_eq!(decision.step.state, Some(CaseState::NeedsAttention));
+        assert_eq!(started(&decision), ["hook"]);
+        assert_eq!(reasons(&decision), ["no-recipient"]);
+        assert_eq!(decision.ended, Some("no_recipient"));
+    }
+
+    #[test]
+    fn a_directory_that_is_away_is_asked_again() {
+        let away = Some(Err(LookupError::Unavailable("ldap is away".to_owned())));
+        let decision = look(&case(), 0, away, &[]);
+        assert_eq!(decision.step.state, None);
+        assert!(decision.step.count_attempt);
+        assert_eq!(decision.step.due_at, Some(at(15)));
+        assert_eq!(started(&decision), [""; 0], "the fallback is not due yet");
+    }
+
+    #[test]
+    fn the_fallback_starts_at_once_when_every_channel_of_to_is_out() {
+        let failed = routed(vec![delivery("D1", "mail", Role::To, State::Failed)]);
+        let decision = look(&failed, 5, None, &[]);
+        assert_eq!(started(&decision), ["hook"]);
+        assert_eq!(
+            reasons(&decision),
+            ["failed"],
+            "a failed delivery is told even if another may work"
+        );
+
+        let pending = routed(vec![delivery("D1", "mail", Role::To, State::Pending)]);
+        assert_eq!(started(&look(&pending, 5, None, &[])), [""; 0]);
+        assert_eq!(
+            started(&look(&pending, 5, None, &["mail"])),
+            ["hook"],
+            "a suspended channel is out"
+        );
+        assert_eq!(
+            started(&look(&case(), 0, found(), &["mail"])),
+            ["mail", "hook"],
+            "also at the first look"
+        );
+    }
+
+    #[test]
+    fn the_fallback_starts_when_nothing_was_accepted_in_time() {
+        let pending = routed(vec![delivery("D1", "mail", Role::To, State::Pending)]);
+        assert_eq!(started(&look(&pending, 599, None, &[])), [""; 0]);
+        let late = look(&pending, 600, None, &[]);
+        assert_eq!(started(&late), ["hook"]);
+        assert_eq!(reasons(&late), [""; 0], "a fallback is left");
+    }
+
+    #[test]
+    fn somebody_is_told_when_nothing_was_accepted_and_no_fallback_is_left() {
+        let alone = route(&["mail"], &[]);
+        let pending = routed(vec![delivery("D1", "mail", Role::To, State::Pending)]);
+        assert_eq!(
+            reasons(&look_by(&pending, 600, None, &[], &alone)),
+            ["late"]
+        );
+        let both = routed(vec![
+            delivery("D1", "mail", Role::To, State::Pending),
+            delivery("D2", "hook", Role::Fallback, State::Failed),
+        ]);
+        assert_eq!(reasons(&look(&both, 600, None, &[])), ["late", "failed"]);
+    }
+
+    #[test]
+    fn a_fallback_that_reached_the_person_ends_what_is_pending_in_to() {
+        let mut case = routed(vec![
+            delivery("D1", "mail", Role::To, State::Pending),
+            delivery("D2", "hook", Role::Fallback, State::Accepted),
+        ]);
+        case.reached = true;
+        let decision = look(&case, 700, None, &[]);
+        assert_eq!(decision.step.end[0].0, "D1");
+        assert_eq!(decision.step.end[0].1, State::Cancelled);
+        assert_eq!(decision.ended, Some("accepted"));
+        assert_eq!(reasons(&decision), [""; 0]);
+    }
+
+    #[test]
+    fn a_notice_does_not_count_as_reached() {
+        let both = route(&["mail", "desk"], &["hook"]);
+        let case = routed(vec![
+            delivery("D1", "mail", Role::To, State::Failed),
+            delivery("D2", "desk", Role::To, State::Accepted),
+        ]);
+        assert_eq!(started(&look_by(&case, 5, None, &[], &both)), ["hook"]);
+    }
+
+    #[test]
+    fn somebody_is_warned_once_before_expiry() {
+        let mut case = routed(vec![
+            delivery("D1", "mail", Role::To, State::Pending),
+            delivery("D2", "hook", Role::Fallback, State::Pending),
+        ]);
+        case.told = vec!["late".to_owned()];
+        let before = look(&case, 60 * HOUR - 1, None, &[]);
+        assert_eq!(reasons(&before), [""; 0]);
+        assert_eq!(before.step.due_at, Some(at(60 * HOUR)));
+        let decision = look(&case, 60 * HOUR, None, &[]);
+        assert_eq!(reasons(&decision), ["expiring"]);
+        case.told.extend(decision.step.told);
+        assert_eq!(reasons(&look(&case, 61 * HOUR, None, &[])), [""; 0]);
+    }
+
+    #[test]
+    fn an_expired_case_ends_its_deliveries_wipes_the_code_and_is_told() {
+        let case = routed(vec![delivery("D1", "mail", Role::To, State::Pending)]);
+        let decision = look(&case, 72 * HOUR, None, &[]);
+        assert_eq!(decision.step.state, Some(CaseState::Expired));
+        assert!(decision.step.wipe);
+        assert_eq!(decision.step.end[0].1, State::Expired);
+        assert_eq!(reasons(&decision), ["expired"]);
+        assert_eq!(decision.ended, Some("expired"));
+        assert_eq!(decision.step.due_at, None);
+    }
+
+    #[test]
+    fn a_case_whose_deliveries_are_all_over_is_not_looked_at_again() {
+        let mut case = routed(vec![delivery("D1", "mail", Role::To, State::Accepted)]);
+        case.reached = true;
+        let decision = look(&case, 1, None, &[]);
+        assert_eq!(decision.step.due_at, None);
+        case.told = decision.step.told;
+        assert_eq!(
+            look(&case, 2, None, &[]).ended,
+            None,
+            "the end is counted once"
+        );
+    }
+}
