@@ -279,8 +279,9 @@ fn no_module_reaches_around_the_table() {
 
 #[test]
 fn a_recipient_is_made_only_in_a_directory() {
+    let sources = sources();
     let mut made = BTreeSet::new();
-    for Source { module, path, code } in &sources() {
+    for Source { module, path, code } in &sources {
         for line in code.lines().map(str::trim) {
             let literal = line.split("Recipient {").next().is_some_and(|before| {
                 before.len() < line.len()
