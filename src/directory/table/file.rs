@@ -125,7 +125,7 @@ impl File {
                 let reason = match reasons.as_slice() {
                     [] => String::new(),
                     [only] => only.clone(),
-                    [first, more @ ..] => format!("{first} ({} more problems)", more.len()),
+                    [first, more @ ..] => format!("{first} (and {} more)", more.len()),
                 };
                 let mut look = self.lock();
                 look.stamp = stamp;
@@ -233,4 +233,76 @@ fn read(path: &Path, shown: &str, recipients: &Recipients) -> Result<Content, Ve
         shown,
         recipients,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use crate::recipients;
+    use crate::settings::Check;
+
+    use super::*;
+
+    /// What the service would log, line by line.
+    #[derive(Clone, Default)]
+    struct Journal(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Journal {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Journal {
+        fn during(&self, work: impl FnOnce()) -> String {
+            let writer = self.clone();
+            let subscriber = tracing_subscriber::fmt()
+                .with_ansi(false)
+                .with_writer(move || writer.clone())
+                .finish();
+            tracing::subscriber::with_default(subscriber, work);
+            String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_complained_of_once_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("people.csv");
+        std::fs::write(&path, "user,email\nalice,alice@example.com\n").unwrap();
+        let config: recipients::Config = toml::from_str("domains = [\"example.com\"]").unwrap();
+        let recipients = config.build(&mut Check::new(".", None, true)).unwrap();
+        let (file, _) = File::open(path.clone(), "people.csv".to_owned(), recipients).unwrap();
+        let journal = Journal::default();
+        journal.during(|| file.refresh());
+
+        assert_eq!(journal.during(|| file.refresh()), "", "nothing changed");
+
+        std::fs::write(&path, "user,email\nalice,secret.example\nbob,\n").unwrap();
+        let said = journal.during(|| file.refresh());
+        assert_eq!(said.matches("WARN").count(), 1, "{said}");
+        assert!(said.contains("people.csv, line 2: `email` is no mail address (and 1 more)"));
+        assert!(!said.contains("secret.example"), "{said}");
+        assert_eq!(journal.during(|| file.refresh()), "", "it is still broken");
+
+        std::fs::remove_file(&path).unwrap();
+        let said = journal.during(|| file.refresh());
+        assert!(
+            said.contains("people.csv can't be read: No such file"),
+            "{said}"
+        );
+        assert_eq!(journal.during(|| file.refresh()), "", "it is still gone");
+        assert_eq!(file.people.load().len(), 1);
+
+        std::fs::write(&path, "user,email\n").unwrap();
+        let said = journal.during(|| file.refresh());
+        assert!(said.contains("Read people.csv again: 0 people"), "{said}");
+        assert!(said.contains("people.csv holds nobody"), "{said}");
+    }
 }
