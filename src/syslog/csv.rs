@@ -10,9 +10,7 @@ use super::keyvalue::Separator;
 
 pub(super) const FORMAT: Format = Format {
     name: "csv",
-    parse: |header| {
-        is_csv(header.body).then(|| keyvalue::fields(header.body, Separator::Comma))
-    },
+    parse: |header| is_csv(header.body).then(|| keyvalue::fields(header.body, Separator::Comma)),
 };
 
 /// Whether the first field ends at a comma with another field behind it.
