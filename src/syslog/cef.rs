@@ -118,16 +118,18 @@ fn name_before(extension: &[u8], equals: usize) -> Option<&[u8]> {
 }
 
 fn push<'a>(fields: &mut Fields<'a>, name: &'a [u8], value: &'a [u8]) -> Result<(), RecordError> {
-    let bare = PREFIXES
+    let mut value = value.trim_ascii();
+    let ours = match PREFIXES
         .iter()
         .find_map(|prefix| name.strip_prefix(*prefix))
-        .unwrap_or(name);
-    let ours = NAMES
-        .iter()
-        .find(|(theirs, _)| *theirs == bare)
-        .map_or(bare, |(_, ours)| ours);
-    let mut value = value.trim_ascii();
-    if bare == b"cat" {
+    {
+        Some(ours) => ours,
+        None => NAMES
+            .iter()
+            .find(|(theirs, _)| *theirs == name)
+            .map_or(name, |(_, ours)| ours),
+    };
+    if name == b"cat" {
         // `event:system` is type and subtype.
         value = value.split(|b| *b == b':').next().unwrap_or(value);
     }

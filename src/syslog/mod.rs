@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use memchr::memchr;
 
 mod cef;
+mod clock;
 mod csv;
 mod gate;
 mod header;
@@ -17,6 +18,7 @@ mod json;
 mod keyvalue;
 mod rfc5424;
 
+pub use clock::Claimed;
 pub use gate::Gate;
 
 use header::Header;
