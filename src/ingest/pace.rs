@@ -13,21 +13,27 @@ const MAX_PEERS: usize = 4096;
 /// One of something for each peer in a period.
 pub(super) struct PerPeer {
     period: Duration,
-    last: Mutex<HashMap<IpAddr, Instant>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    last: HashMap<IpAddr, Instant>,
+    swept: Option<Instant>,
 }
 
 impl PerPeer {
     pub(super) fn new(period: Duration) -> Self {
         Self {
             period,
-            last: Mutex::default(),
+            known: Mutex::default(),
         }
     }
 
     /// Whether the peer's period is over. Asking changes nothing.
     pub(super) fn is_due(&self, peer: IpAddr, now: Instant) -> bool {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match last.get(&peer) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.last.get(&peer) {
             Some(at) => now.saturating_duration_since(*at) >= self.period,
             None => true,
         }
@@ -35,16 +41,20 @@ impl PerPeer {
 
     /// Begins the peer's next period, if the last one is over. A peer too many is refused.
     pub(super) fn take(&self, peer: IpAddr, now: Instant) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { last, swept } = &mut *known;
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= self.period;
         if let Some(at) = last.get_mut(&peer) {
-            let due = now.saturating_duration_since(*at) >= self.period;
+            let due = is_over(*at);
             if due {
                 *at = now;
             }
             return due;
         }
-        if last.len() >= MAX_PEERS {
-            last.retain(|_, at| now.saturating_duration_since(*at) < self.period);
+        // Once in a period is enough, and more would be slow when somebody invents peers.
+        if last.len() >= MAX_PEERS && swept.is_none_or(is_over) {
+            last.retain(|_, at| !is_over(*at));
+            *swept = Some(now);
         }
         let fits = last.len() < MAX_PEERS;
         if fits {
@@ -97,7 +107,7 @@ mod tests {
         for n in 0..2 * MAX_PEERS as u32 {
             paced.take(IpAddr::from(n.to_be_bytes()), start);
         }
-        assert_eq!(paced.last.lock().unwrap().len(), MAX_PEERS);
+        assert_eq!(paced.known.lock().unwrap().last.len(), MAX_PEERS);
         assert!(paced.take(IpAddr::from([198, 51, 100, 1]), start + 2 * PERIOD));
     }
 
