@@ -74,6 +74,13 @@ pub struct Device {
 pub struct ActivationCode(Secret);
 
 impl ActivationCode {
+    /// The code, if the text has the shape of one: 16 base32 characters that decode to a first byte of 0x21.
+    pub fn parse(text: &str) -> Option<Self> {
+        let base32 = |b: u8| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b);
+        let shape = text.len() == 16 && text.starts_with("EE") && text.bytes().all(base32);
+        shape.then(|| Self(Secret::new(text)))
+    }
+
     /// The code itself: only for the seal, the mail and the wire.
     pub fn expose(&self) -> &str {
         self.0.expose()
