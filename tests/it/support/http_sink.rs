@@ -137,8 +137,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
         match answer(&request) {
             Answer::Close => return None,
             Answer::Silence => {
-                let mut rest = [0];
-                socket.read(&mut rest).await.ok()?;
+                // Until the other side has had enough.
+                socket.read_u8().await.ok()?;
             }
             Answer::Reply {
                 status,
