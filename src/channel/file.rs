@@ -1,5 +1,6 @@
 //! The channel `file`: one `.eml` per notification in a directory, for trials and for programs that pick mail up there.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::io::Write;
@@ -86,11 +87,18 @@ impl Config {
 /// The path without links and `..`, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut rest = Vec::new();
+    let mut rest: Vec<OsString> = Vec::new();
     let mut there = path.as_path();
     loop {
         if let Ok(real) = there.canonicalize() {
-            return rest.iter().rev().fold(real, |path, part| path.join(part));
+            // What isn't there is no link either, so that its `..` may be taken by the letter.
+            return rest.iter().rev().fold(real, |mut path, part| {
+                match part == ".." {
+                    true => _ = path.pop(),
+                    false => path.push(part),
+                }
+                path
+            });
         }
         match (there.parent(), there.components().next_back()) {
             (Some(parent), Some(last)) => {

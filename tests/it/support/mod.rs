@@ -1,5 +1,6 @@
 //! What the tests share: a relay to start, servers to send to, log lines to send.
 
+pub mod http_sink;
 pub mod relay;
 pub mod samples;
 
