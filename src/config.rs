@@ -534,11 +534,11 @@ impl File {
         }
         let admissions = listeners(&self.listen, check);
         let listeners: Vec<_> = self.listen.into_iter().map(Spanned::into_inner).collect();
-        let devices = Devices::build(self.device, self.validity.0, check);
-        let rules = Rules::build(self.rule, check);
+        let devices = Devices::build(unplaced(self.device), self.validity.0, check);
+        let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);
         let channels = channels(self.channel, &state_dir, check);
-        let routes = self.route.into_iter().map(Spanned::into_inner).collect();
+        let routes = unplaced(self.route);
         let routes = recipients
             .as_ref()
             .and_then(|r| Routes::build(routes, &facts, r, check));
@@ -572,15 +572,19 @@ impl File {
     }
 }
 
+fn unplaced<T>(list: Vec<Spanned<T>>) -> Vec<T> {
+    list.into_iter().map(Spanned::into_inner).collect()
+}
+
 fn listeners(listen: &[Spanned<ingest::Config>], check: &mut Check) -> HashMap<String, Admission> {
     let mut admissions = HashMap::new();
     let mut taken = HashMap::new();
     for listener in listen {
         let (span, listener) = (listener.span(), listener.get_ref());
         listener.build(check);
-        let name = listener.name();
+        let name = listener.name().into_owned();
         let admission = Admission {
-            allow: listener.allow().to_vec(),
+            allow: listener.allow().iter().map(|n| n.net()).collect(),
             devices: listener.devices().to_vec(),
         };
         if admissions.insert(name.clone(), admission).is_some() {
@@ -590,7 +594,7 @@ fn listeners(listen: &[Spanned<ingest::Config>], check: &mut Check) -> HashMap<S
             );
         }
         // A port of 0 is another one each time.
-        let socket = (listener.is_udp(), listener.address());
+        let socket = (listener.transport(), listener.address());
         if listener.address().port() != 0
             && let Some(other) = taken.insert(socket, name.clone())
         {

@@ -68,7 +68,7 @@ pub struct Relay {
     reader: Arc<Reader>,
     frames: FrameReceiver,
     intake: Intake,
-    listeners: HashMap<(bool, SocketAddr), Listening>,
+    listeners: HashMap<(&'static str, SocketAddr), Listening>,
     bound: Vec<(ingest::Bound, Listening)>,
     dispatcher: Arc<Dispatcher>,
     settings: watch::Sender<Arc<dispatch::Settings>>,
@@ -206,8 +206,7 @@ impl Relay {
         tasks.spawn(
             Arc::clone(&self.dispatcher).run(self.settings.subscribe(), after_intake.clone()),
         );
-        let mut reading =
-            tokio::spawn(Arc::clone(&self.reader).run(self.frames, self.intake.clone()));
+        let mut reading = tokio::spawn(Arc::clone(&self.reader).run(self.frames));
         for (bound, listening) in std::mem::take(&mut self.bound) {
             serve(
                 &mut ways_in,
@@ -298,7 +297,7 @@ impl Relay {
     }
 }
 
-type Key = (bool, SocketAddr);
+type Key = (&'static str, SocketAddr);
 
 fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listening))> {
     let bound = ingest::bind(config).with_context(|| {
@@ -308,12 +307,11 @@ fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listeni
             config.address()
         )
     })?;
-    info!(listener = %config.name(), "Listening on {} {}", if config.is_udp() { "udp" } else { "tcp" }, bound.local_addr());
     let listening = Listening {
         config: Arc::new(ArcSwap::from_pointee(config.clone())),
         stop: CancellationToken::new(),
     };
-    Ok(((config.is_udp(), config.address()), (bound, listening)))
+    Ok(((config.transport(), config.address()), (bound, listening)))
 }
 
 fn serve(
@@ -360,7 +358,7 @@ fn reloading(
     // Whatever can fail comes first.
     let mut new = Vec::new();
     for listener in &config.listeners {
-        if !listeners.contains_key(&(listener.is_udp(), listener.address())) {
+        if !listeners.contains_key(&(listener.transport(), listener.address())) {
             new.push(bind(listener)?);
         }
     }
@@ -368,7 +366,7 @@ fn reloading(
         let kept = config
             .listeners
             .iter()
-            .find(|l| (l.is_udp(), l.address()) == *key);
+            .find(|l| (l.transport(), l.address()) == *key);
         match kept {
             Some(listener) => listening.config.store(Arc::new(listener.clone())),
             None => listening.stop.cancel(),
@@ -390,14 +388,12 @@ fn reloading(
 
 impl Reader {
     /// Runs until every listener and every intake is gone.
-    async fn run(self: Arc<Self>, mut frames: FrameReceiver, intake: Intake) -> anyhow::Result<()> {
-        // Only what says whether the outbox is away is kept: an Intake here would keep the frames coming for ever.
-        let away = intake.away_flag();
-        drop(intake);
+    async fn run(self: Arc<Self>, mut frames: FrameReceiver) -> anyhow::Result<()> {
+        let away = frames.outbox_away();
         while let Some(batch) = frames.recv_batch(BATCH_FRAMES).await {
             let pipeline = self.pipeline.load_full();
             let wanted: Vec<_> = batch
-                .frames()
+                .frames
                 .iter()
                 .filter_map(|frame| self.read(&pipeline, frame))
                 .collect();

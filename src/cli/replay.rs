@@ -156,11 +156,8 @@ async fn hand_over(config: &Config, batch: Vec<Vec<u8>>) -> anyhow::Result<(Repl
                 };
                 done += relay::replayed(&config.pipeline, &frame, &mut wanted);
             }
-            relay::settle_replayed(
-                &mut done,
-                &wanted,
-                &opened.outbox.put(wanted.clone()).await?,
-            );
+            let stored = opened.outbox.put(wanted.clone()).await?;
+            relay::settle_replayed(&mut done, &wanted, &stored);
             Ok((done, false))
         }
     }

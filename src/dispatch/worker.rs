@@ -179,7 +179,9 @@ impl Worker {
                 (note, recipient.as_ref())
             }
             Work::Escalation(escalation) => (
-                self.settings.templates.escalation(escalation, &style(None)),
+                self.settings
+                    .templates
+                    .escalation(escalation, lease.expires_at, &style(None)),
                 None,
             ),
         };

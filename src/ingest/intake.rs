@@ -56,11 +56,12 @@ impl Intake {
         let (queue, waiting) = mpsc::channel(MAX_WAITING_FRAMES);
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
         let open: Arc<Gate> = Arc::new(|_: &[u8]| true);
+        let outbox_away = Arc::new(AtomicBool::new(false));
         let intake = Self {
             queue,
             room: room.clone(),
             gate: Arc::new(ArcSwap::from_pointee(open)),
-            outbox_away: Arc::new(AtomicBool::new(false)),
+            outbox_away: outbox_away.clone(),
         };
         (
             intake,
@@ -68,6 +69,7 @@ impl Intake {
                 waiting,
                 room,
                 taken: Vec::new(),
+                outbox_away,
             },
         )
     }
@@ -75,11 +77,6 @@ impl Intake {
     /// Replaces the gate for all listeners.
     pub fn set_gate(&self, gate: Arc<Gate>) {
         self.gate.store(Arc::new(gate));
-    }
-
-    /// Says whether the outbox can't commit at present: it is then the reason why a full queue costs a datagram.
-    pub fn set_outbox_away(&self, away: bool) {
-        self.outbox_away.store(away, Ordering::Relaxed);
     }
 
     /// Why a frame is turned away when the queue is full.
@@ -137,6 +134,7 @@ pub struct FrameReceiver {
     waiting: mpsc::Receiver<Waiting>,
     room: Arc<Semaphore>,
     taken: Vec<Waiting>,
+    outbox_away: Arc<AtomicBool>,
 }
 
 /// Frames in the order of their arrival. Their room in the queue is free again when this is dropped, so keep it until they are committed.
@@ -162,6 +160,11 @@ impl FrameReceiver {
             }
         }
         Some(Batch { frames, _room: all })
+    }
+
+    /// Set while the outbox can't commit: it is then the reason why a full queue costs a datagram.
+    pub fn outbox_away(&self) -> Arc<AtomicBool> {
+        self.outbox_away.clone()
     }
 
     /// How many frames wait now.

@@ -33,6 +33,11 @@ impl Network {
         self.0.contains(&address.to_canonical())
     }
 
+    /// The network itself.
+    pub fn net(&self) -> IpNet {
+        self.0
+    }
+
     /// Whether every address of its kind lies within.
     pub fn is_everything(&self) -> bool {
         self.0.prefix_len() == 0

@@ -98,7 +98,7 @@ impl View {
 
     /// The listeners that are bound now.
     pub fn set_listeners(&self, mut listeners: Vec<Arc<ingest::Config>>) {
-        listeners.sort_by_key(|l| l.name());
+        listeners.sort_by_key(|l| l.name().into_owned());
         *self
             .listeners
             .lock()
@@ -321,7 +321,7 @@ async fn page(view: &View) -> anyhow::Result<String> {
         .iter()
         .map(|l| {
             let counters = view.metrics.listener(&l.name());
-            context! { name => l.name(), transport => if l.is_udp() { "udp" } else { "tcp" }, address => l.address().to_string(),
+            context! { name => l.name(), transport => l.transport(), address => l.address().to_string(),
                 frames => counters.frames.get(), rejected => counters.all_rejected(), dropped => counters.udp_dropped.get() }
         })
         .collect();

@@ -182,31 +182,30 @@ impl Relay {
         self.log.lock().unwrap().clone()
     }
 
-    fn address(&self, mark: &str) -> SocketAddr {
+    fn listening(&self, transport: &str) -> SocketAddr {
         let log = self.logged();
-        let at = log
-            .find(mark)
-            .unwrap_or_else(|| panic!("no {mark:?} in:\n{log}"))
-            + mark.len();
-        log[at..]
-            .split(['/', ' ', '\n'])
-            .next()
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap()
+        let line = log
+            .lines()
+            .find(|l| l.contains("Listening on ") && l.contains(&format!("({transport})")));
+        let line = line.unwrap_or_else(|| panic!("nothing listens by {transport}:\n{log}"));
+        let at = line.find("Listening on ").unwrap() + "Listening on ".len();
+        line[at..].split(' ').next().unwrap().parse().unwrap()
     }
 
     pub fn udp(&self) -> SocketAddr {
-        self.address("Listening on udp ")
+        self.listening("udp")
     }
 
     pub fn tcp(&self) -> SocketAddr {
-        self.address("Listening on tcp ")
+        self.listening("tcp")
     }
 
     pub fn http(&self) -> SocketAddr {
-        self.address("metrics on http://")
+        let log = self.logged();
+        let (_, rest) = log
+            .split_once("metrics on http://")
+            .unwrap_or_else(|| panic!("no page:\n{log}"));
+        rest.split('/').next().unwrap().parse().unwrap()
     }
 
     pub fn send_udp(&self, line: &[u8]) {
