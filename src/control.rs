@@ -129,10 +129,16 @@ pub trait Operator: Send + Sync {
     async fn answer(&self, request: Request) -> Answer;
 }
 
-/// Where the socket of a running relay may be, the likeliest first.
-pub fn places(state_dir: &Path) -> Vec<PathBuf> {
+/// Where the socket of a running relay may be: in its runtime directory, else in `state_dir`. An operator's shell has no
+/// `$RUNTIME_DIRECTORY`; under systemd that directory has the name of the state directory.
+fn places(state_dir: &Path) -> Vec<PathBuf> {
     let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let guessed = state_dir
+        .strip_prefix("/var/lib")
+        .ok()
+        .map(|name| Path::new("/run").join(name));
     runtime
+        .or(guessed)
         .into_iter()
         .chain([state_dir.to_owned()])
         .map(|dir| dir.join(SOCKET))
@@ -156,7 +162,10 @@ impl Drop for Door {
 impl Door {
     /// Binds the socket. The caller holds the outbox's lock, so a file that is there is a dead relay's.
     pub fn bind(state_dir: &Path) -> io::Result<Self> {
-        let path = places(state_dir).swap_remove(0);
+        let path = match std::env::var_os("RUNTIME_DIRECTORY") {
+            Some(runtime) => PathBuf::from(runtime).join(SOCKET),
+            None => state_dir.join(SOCKET),
+        };
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
