@@ -21,8 +21,10 @@ const MIN_LAST_WAIT: Duration = Duration::from_secs(5);
 pub fn next(attempt: u32, jitter: f64) -> Duration {
     let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
     let seconds = WAITS_SECONDS[index.min(WAITS_SECONDS.len() - 1)];
-    // `max` and `min` in this order also make a number of NaN.
-    let jitter = jitter.max(0.0).min(1.0);
+    let jitter = match jitter.is_nan() {
+        true => 0.0,
+        false => jitter.clamp(0.0, 1.0),
+    };
     Duration::from_secs(seconds).mul_f64(1.0 - SPREAD + 2.0 * SPREAD * jitter)
 }
 
