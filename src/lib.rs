@@ -29,3 +29,5 @@ pub mod message;
 pub mod outbox;
 pub mod routing;
 pub mod template;
+
+pub mod simulate;
