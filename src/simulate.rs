@@ -396,7 +396,7 @@ impl Sender {
     }
 }
 
-/// SplitMix64: its outputs are a permutation of its states, so no two of a run are equal.
+/// `SplitMix64`: its outputs are a permutation of its states, so no two of a run are equal.
 struct Random(u64);
 
 impl Random {
