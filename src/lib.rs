@@ -3,14 +3,39 @@
 //! # Data flow
 //!
 //! ```text
-//! wire bytes ⟨gate⟩ → Frame → Record → Activation ⟨commit = accepted⟩ → Recipient, one delivery per channel ⟨commit⟩ → Lease → Notification → Carrier::send → Settlement
-//!   ingest            ingest   syslog    rules       outbox                directory, routing            outbox        outbox     template       channel        outbox
+//! wire bytes ⟨gate⟩ → Frame → Record → Activation ⟨commit = accepted⟩ → Recipient, deliveries ⟨commit⟩ → Lease → Notification → Carrier → Settlement
+//! ingest              ingest  syslog   rules       outbox              directory, routing  outbox       outbox  template       channel   outbox
 //! ```
+//!
+//! Facts first, the outside world later. Everything left of the first commit is one pure function,
+//! [`Pipeline::process`](pipeline::Pipeline::process): no socket, clock or database. Whatever can fail because of
+//! somebody else comes after a commit and is retried by the one loop there is, in [`dispatch`].
+//!
+//! # Two things are leased from the outbox
+//!
+//! A *case* is an accepted activation about which something must be decided: find the person, start the fallback,
+//! warn, expire. All of that is one pure function too, [`dispatch::case::decide`], and what it decides is carried out
+//! in one transaction. A *delivery* is one message on its way by one channel; [`dispatch::worker`] sends it. Every end
+//! of a try makes the case due again, so that a crash between the two loses nothing.
+//!
+//! # Modules in reading order
+//!
+//! | | |
+//! | --- | --- |
+//! | [`secret`], [`settings`], [`glob`], [`metrics`] | used everywhere, import nothing |
+//! | [`frame`], [`ingest`] | sockets to frames |
+//! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
+//! | [`outbox`] | the durable store |
+//! | [`message`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
+//! | [`readiness`], [`seen`], [`web`], [`control`] | how it is watched and asked |
+//! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
+//!
+//! Who may import whom is a test: `tests/it/layers.rs`. No module imports [`config`]; each owns its own `Config` with a
+//! `build`, and the root adds them up. To add a format, channel or directory: one file, and its lines in the list of
+//! the folder's `mod.rs`.
 #![warn(missing_docs)]
 
-pub mod backoff;
 pub mod glob;
-pub mod limits;
 pub mod metrics;
 pub mod secret;
 pub mod settings;
@@ -25,19 +50,24 @@ pub mod recipients;
 pub mod rules;
 pub mod syslog;
 
+pub mod outbox;
+
+pub mod backoff;
 pub mod channel;
+pub mod directory;
 pub mod dispatch;
+pub mod limits;
+pub mod message;
+pub mod routing;
+pub mod template;
+
+pub mod control;
+pub mod readiness;
+pub mod seen;
+pub mod web;
 
 pub mod cli;
 pub mod config;
-pub mod control;
-pub mod directory;
 pub mod logging;
-pub mod message;
-pub mod outbox;
-pub mod readiness;
 pub mod relay;
-pub mod routing;
-pub mod seen;
-pub mod template;
-pub mod web;
+pub mod simulate;

@@ -154,7 +154,8 @@ impl Receiver {
             return Ok(());
         }
         let wanted = self.gate.load()(message);
-        if !wanted && !(listener.intake.is_calm() && listener.samples.take(peer, now)) {
+        let passes = wanted || (listener.intake.is_calm() && listener.samples.take(peer, now));
+        if !passes {
             return Ok(());
         }
         match listener.intake.room_now(message.len())? {
