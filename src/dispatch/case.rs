@@ -266,6 +266,10 @@ impl Deciding<'_> {
         if self.decision.step.state.unwrap_or(case.state) == CaseState::NeedsAttention {
             return;
         }
+        if case.state == CaseState::Routed {
+            // A reload may have put another channel in the place of one that is gone.
+            self.deliver(&route.to, Role::To, case.recipient.is_some());
+        }
         let late = self.on.now >= after(case.activation.received_at, route.fallback_after);
         let started = !case.deliveries.is_empty() || !self.decision.step.deliver.is_empty();
         if late || (started && to.iter().all(|n| self.is_out(n))) {
