@@ -75,8 +75,8 @@ impl Redactor {
     }
 }
 
-/// Case is ignored in ASCII only, which is what codes, addresses and tokens are made of.
-fn replace_ignoring_case(text: &str, secret: &str) -> String {
+/// The text with `…` for every `secret`. Case is ignored in ASCII only, which is what codes, addresses and tokens are made of.
+pub(crate) fn replace_ignoring_case(text: &str, secret: &str) -> String {
     let (hay, needle) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
     let mut out = String::with_capacity(text.len());
     let mut from = 0;

@@ -20,11 +20,13 @@ use serde_json::json;
 use toml::Spanned;
 
 use crate::activation::Activation;
+use crate::activation::ActivationCode;
 use crate::activation::Device;
 use crate::activation::Stage;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::outbox::Escalation;
+use crate::secret::replace_ignoring_case;
 use crate::settings::Check;
 
 /// The language that is always there.
@@ -163,7 +165,7 @@ struct Texts {
 impl Config {
     /// Reads the operator's files, and renders every template of every language with difficult data.
     pub fn build(self, check: &mut Check) -> Option<Templates> {
-        let before = check.has_problems();
+        let mut good = true;
         let mut texts = Environment::new();
         texts.set_undefined_behavior(UndefinedBehavior::Strict);
         texts.set_syntax(lines());
@@ -176,7 +178,7 @@ impl Config {
         let span = self.dir.as_ref().map(Spanned::span);
         let mut theirs = BTreeSet::new();
         if let Some(dir) = &self.dir {
-            theirs = read_dir(&check.path(dir.get_ref()), &mut texts, dir.span(), check);
+            (theirs, good) = read_dir(&check.path(dir.get_ref()), &mut texts, dir.span(), check);
         }
         let mut templates = Templates {
             texts,
@@ -186,17 +188,21 @@ impl Config {
         for (language, missing) in templates.found_languages() {
             match missing.as_slice() {
                 [] => templates.languages.push(language),
-                [some, ..] => check.problem(
-                    span.clone(),
-                    format!(
-                        "the language {language} lacks {some} ({} of {} files are missing)",
-                        missing.len(),
-                        PER_LANGUAGE.len()
-                    ),
-                ),
+                [some, ..] => {
+                    good = false;
+                    check.problem(
+                        span.clone(),
+                        format!(
+                            "the language {language} lacks {some} ({} of {} files are missing)",
+                            missing.len(),
+                            PER_LANGUAGE.len()
+                        ),
+                    );
+                }
             }
         }
         for wrong in templates.try_all() {
+            good = false;
             let whose = match theirs.contains(&wrong.name) {
                 true => "",
                 false => "the built-in ",
@@ -206,7 +212,7 @@ impl Config {
                 format!("{whose}{}, line {}: {}", wrong.name, wrong.line, wrong.what),
             );
         }
-        (before || !check.has_problems()).then_some(templates)
+        good.then_some(templates)
     }
 }
 
@@ -219,19 +225,19 @@ fn lines() -> SyntaxConfig {
         .expect("the delimiters are the usual ones")
 }
 
-/// Puts the operator's files over the built-in ones; answers their names.
+/// Puts the operator's files over the built-in ones; answers their names, and whether all could be taken.
 fn read_dir(
     dir: &Path,
     texts: &mut Environment<'static>,
     span: std::ops::Range<usize>,
     check: &mut Check,
-) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
+) -> (BTreeSet<String>, bool) {
+    let (mut names, mut good) = (BTreeSet::new(), true);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) => {
             check.problem(span, format!("{} can't be read: {e}", dir.display()));
-            return names;
+            return (names, false);
         }
     };
     for entry in entries.flatten() {
@@ -257,6 +263,7 @@ fn read_dir(
         let source = match read {
             Ok(source) => source,
             Err(why) => {
+                good = false;
                 check.problem(span.clone(), format!("{} {why}", path.display()));
                 continue;
             }
@@ -265,18 +272,17 @@ fn read_dir(
             Ok(()) => {
                 names.insert(name);
             }
-            Err(e) => check.problem(
-                span.clone(),
-                format!(
-                    "{}, line {}: {}",
-                    path.display(),
-                    e.line().unwrap_or(0),
-                    describe(&e)
-                ),
-            ),
+            Err(e) => {
+                good = false;
+                let (path, line) = (path.display(), e.line().unwrap_or(0));
+                check.problem(
+                    span.clone(),
+                    format!("{path}, line {line}: {}", describe(&e)),
+                );
+            }
         }
     }
-    names
+    (names, good)
 }
 
 fn is_template(name: &str) -> bool {
@@ -355,9 +361,9 @@ impl Templates {
             "timestamp": rfc3339(escalation.since),
             "data": {
                 "reason": escalation.reason,
-                "text": escalation.text,
+                "text": without_codes(&escalation.text),
                 "count": escalation.count,
-                "subjects": escalation.newest,
+                "subjects": escalation.newest.iter().map(|s| without_codes(s)).collect::<Vec<_>>(),
                 "since": rfc3339(escalation.since),
             },
         });
@@ -453,15 +459,16 @@ impl Templates {
         style: &Style<'_>,
         language: &str,
     ) -> Result<Texts, RenderError> {
-        let text = clean(&escalation.text, None);
+        let show = |text: &str| clean(&without_codes(text), None);
+        let text = show(&escalation.text);
         let common = context! {
             lang => language,
             dir => direction(language),
             headline => text.trim_end_matches('.'),
             text => &text,
-            reason => clean(&escalation.reason, None),
+            reason => show(&escalation.reason),
             count => escalation.count,
-            subjects => escalation.newest.iter().map(|s| clean(s, None)).collect::<Vec<_>>(),
+            subjects => escalation.newest.iter().map(|s| show(s)).collect::<Vec<_>>(),
             since => self.date(escalation.since, style.time_zone, language)?,
             contact => self.contact.as_deref().map(|contact| bounded(contact, MAX_VALUE_CHARS)),
         };
@@ -774,7 +781,7 @@ fn event(
     let code = activation.code.as_ref().map(|code| code.expose());
     // A forged record may carry its code in a second field; a place that gets no code gets it from nowhere.
     let show = |text: &str| match code {
-        Some(code) if !reveal => text.replace(code, "…"),
+        Some(code) if !reveal => replace_ignoring_case(text, code),
         _ => text.to_owned(),
     };
     json!({
@@ -832,10 +839,12 @@ fn direction(language: &str) -> &'static str {
 /// Makes a value of a log or a directory fit to stand in a text: one line, no direction tricks, no code, nothing that a
 /// mail program turns into a link, not too long.
 fn clean(text: &str, code: Option<&str>) -> String {
-    let mut text = bounded(text, MAX_VALUE_CHARS);
+    // The code first: a cut must not leave half of it.
+    let mut text = one_line(text);
     if let Some(code) = code {
-        text = text.replace(code, "…");
+        text = replace_ignoring_case(&text, code);
     }
+    text = cut(text, MAX_VALUE_CHARS);
     if looks_like_a_link(&text) {
         text = text.replace('.', ". ").replace('/', "/ ");
     }
@@ -847,16 +856,38 @@ fn clean(text: &str, code: Option<&str>) -> String {
 
 /// One line of at most `max` characters, without control and direction characters.
 fn bounded(text: &str, max: usize) -> String {
+    cut(one_line(text), max)
+}
+
+fn one_line(text: &str) -> String {
     let text: String = text
         .chars()
         .filter(|c| !is_invisible(*c))
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(max) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn cut(mut text: String, max: usize) -> String {
+    if let Some((at, _)) = text.char_indices().nth(max) {
+        text.truncate(at);
+        text.push('…');
     }
+    text
+}
+
+/// An escalation has no code of its own to look for, but what it is about was read from a log.
+fn without_codes(text: &str) -> String {
+    let mut text = one_line(text);
+    let words: Vec<String> = text
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| ActivationCode::parse(&word.to_ascii_uppercase()).is_some())
+        .map(str::to_owned)
+        .collect();
+    for word in words {
+        text = text.replace(&word, "…");
+    }
+    text
 }
 
 /// Characters that change the direction of a text or hide in it. The joiners of scripts and emoji stay.
@@ -940,7 +971,18 @@ mod tests {
             clean("a\r\nBcc: b\u{2028}c\u{202e}d\0", None),
             "a Bcc: b cd"
         );
-        assert_eq!(clean("x EEIOTCU3LENEDJMR", Some("EEIOTCU3LENEDJMR")), "x …");
+        let code = "EEIOTCU3LENEDJMR";
+        assert_eq!(clean("x eeioTCU3LENEDJMR", Some(code)), "x …");
+        assert_eq!(clean("x EEIO\u{200b}TCU3LENEDJMR", Some(code)), "x …");
+        let long = clean(
+            &format!("{}{code}", "y".repeat(MAX_VALUE_CHARS - 8)),
+            Some(code),
+        );
+        assert!(!long.contains("EEIO"), "{long}");
+        assert_eq!(
+            without_codes("for (EEIOTCU3LENEDJMR), eeiotcu3lenedjmr."),
+            "for (…), …."
+        );
         assert_eq!(
             clean("https://evil.example/x", None),
             "https:/ / evil. example/ x"

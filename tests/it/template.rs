@@ -63,7 +63,7 @@ pub fn berlin() -> TimeZone {
 
 pub fn style(zone: &TimeZone, reveal: bool) -> Style<'_> {
     Style {
-        id: "018f.alice",
+        id: "018f-alice",
         reveal,
         time_zone: zone,
         language: None,

@@ -140,10 +140,10 @@ async fn an_event_is_posted_as_agreed_and_signed() {
             .starts_with("application/json")
     );
     assert_eq!(request.header("x-tenant"), "a");
-    assert_eq!(request.header("webhook-id"), "018f.alice");
+    assert_eq!(request.header("webhook-id"), "018f-alice");
     let timestamp = request.header("webhook-timestamp");
     assert!((before..=before + 10).contains(&timestamp.parse().unwrap()));
-    let mut signed = format!("018f.alice.{timestamp}.").into_bytes();
+    let mut signed = format!("018f-alice.{timestamp}.").into_bytes();
     signed.extend_from_slice(&request.body);
     let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
     let want = STANDARD.encode(hmac::sign(&key, &signed));
@@ -417,14 +417,14 @@ async fn a_file_is_a_whole_mail_that_only_its_owner_reads() {
         .collect();
     assert_eq!(mails.len(), 1, "{mails:?}");
     let name = mails[0].file_name().unwrap().to_string_lossy();
-    assert!(name.ends_with("-018falice.eml"), "{name}");
+    assert!(name.ends_with("-018f-alice.eml"), "{name}");
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&mails[0]), 0o600);
     assert_eq!(mode(&dir.path().join("a/mail")), 0o700);
     let mail = std::fs::read_to_string(&mails[0]).unwrap();
     for line in [
         "From: ftm-relay@localhost",
-        "Message-ID: <018f.alice@localhost>",
+        "Message-ID: <018f-alice@localhost>",
         "Auto-Submitted: auto-generated",
         "Subject: Your FortiToken Mobile activation code for BORDER-FGT",
     ] {
