@@ -41,6 +41,7 @@ pub struct Endpoint {
     client: Client,
     url: Url,
     host: String,
+    shown: String,
     timeout: Duration,
 }
 
@@ -108,6 +109,7 @@ impl Endpoint {
         match client {
             Ok(client) => Some(Self {
                 client,
+                shown: format!("{}://{host}", url.scheme()),
                 url,
                 host,
                 timeout,
@@ -116,6 +118,21 @@ impl Endpoint {
                 check.problem(span, format!("no connection to {host} can be prepared"));
                 None
             }
+        }
+    }
+
+    /// A method of the API at this URL, which is then no secret.
+    pub fn method(&self, name: &str) -> Self {
+        let mut url = self.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push(name);
+        }
+        Self {
+            client: self.client.clone(),
+            shown: format!("{}{}", self.shown, url.path()),
+            url,
+            host: self.host.clone(),
+            timeout: self.timeout,
         }
     }
 
@@ -135,7 +152,7 @@ impl Endpoint {
         secrets
     }
 
-    /// One POST of JSON. An error here means that there was no answer; what an answer means says [`classify`].
+    /// One POST of JSON, after the commit. An error here means that there was no answer; what an answer means says [`classify`].
     pub async fn post(
         &self,
         attempt: &Attempt<'_>,
@@ -146,12 +163,39 @@ impl Endpoint {
             CONTENT_TYPE,
             HeaderValue::from_static("application/json; charset=utf-8"),
         );
-        let (scheme, host, length) = (self.url.scheme(), &self.host, body.len());
-        attempt
-            .transcript
-            .line(|| format!("> POST {scheme}://{host} ({length} bytes of JSON)"));
         // The connection is made by the same call that sends the body, so this is the last moment at which we can ask.
         attempt.commit.commit().await?;
+        self.exchange(attempt, headers, body).await
+    }
+
+    /// One POST that asks and changes nothing, so that it needs no commit and a lost answer is only a lost answer.
+    pub async fn ask(
+        &self,
+        attempt: &Attempt<'_>,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Answer, SendError> {
+        self.exchange(attempt, headers, body)
+            .await
+            .map_err(|e| match e {
+                SendError::Unknown { reason } => SendError::Transient {
+                    reason,
+                    after: None,
+                },
+                other => other,
+            })
+    }
+
+    async fn exchange(
+        &self,
+        attempt: &Attempt<'_>,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Answer, SendError> {
+        let length = body.len();
+        attempt
+            .transcript
+            .line(|| format!("> POST {} ({length} bytes)", self.shown));
         let sent = self
             .client
             .post(self.url.clone())
@@ -199,11 +243,6 @@ impl Endpoint {
         let said = redactor.clean(answer.body.as_deref().unwrap_or_default());
         let colon = if said.is_empty() { "" } else { ": " };
         format!("{} answered {}{colon}{said}", self.host, answer.status)
-    }
-
-    /// The host and, where it is unusual, the port.
-    pub fn host(&self) -> &str {
-        &self.host
     }
 
     fn no_answer(&self, error: &reqwest::Error) -> SendError {

@@ -1,47 +1,76 @@
-//! The channel `slack`: an incoming webhook, which posts to one place that others read.
+//! The channel `slack`: direct messages by a bot's `token`, or one place that others read by an incoming webhook's `url`.
 //!
 //! All text goes out as `plain_text` objects, so that nothing a log brought in becomes a link, a mention or formatting.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
-use reqwest::StatusCode;
+use reqwest::Url;
+use reqwest::header::AUTHORIZATION;
+use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
+use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
+use toml::Spanned;
 
 use crate::channel::Attempt;
 use crate::channel::Carrier;
 use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::http;
+use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
 use crate::message::Notification;
+use crate::message::Recipient;
 use crate::secret::Secret;
+use crate::secret::mask_address;
 use crate::settings::Check;
 use crate::settings::SecretSource;
 
+/// Where Slack's API is.
+const API: &str = "https://slack.com/api";
 /// Slack's limit for a header's text.
 const MAX_HEADER_CHARS: usize = 150;
 /// All blocks together; Slack refuses somewhat more with `msg_blocks_too_long`.
 const MAX_MESSAGE_CHARS: usize = 10_000;
+/// How long a member's id is remembered, and that there is none.
+const KNOWN_FOR: Duration = Duration::from_secs(3600);
+const UNKNOWN_FOR: Duration = Duration::from_secs(300);
+/// So many people are remembered.
+const MAX_REMEMBERED: usize = 10_000;
 
 /// `type = "slack"`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// An incoming webhook's URL, which is a secret.
+    /// An incoming webhook's URL, which is a secret: a place that others read.
     pub url: Option<SecretSource>,
-    /// A bot's token.
+    /// A bot's token: direct messages to the person.
     pub token: Option<SecretSource>,
-    /// Where Slack's API is.
-    pub api: Option<String>,
+    /// Where Slack's API is, for `token`.
+    pub api: Option<Spanned<String>>,
 }
 
-/// An incoming webhook.
-pub struct Slack {
-    endpoint: Endpoint,
+/// A way into one workspace.
+pub enum Slack {
+    /// An incoming webhook.
+    Place(Endpoint),
+    /// A bot.
+    Bot(Box<Bot>),
+}
+
+/// A bot, which finds people by their address and writes to them.
+pub struct Bot {
+    lookup: Endpoint,
+    post: Endpoint,
+    token: Secret,
+    authorization: HeaderValue,
+    members: Mutex<HashMap<String, (Option<String>, Instant)>>,
 }
 
 impl Config {
@@ -50,45 +79,202 @@ impl Config {
         self.url.is_none()
     }
 
-    /// Reads the URL and prepares the connection.
+    /// Reads the secrets and prepares the connections.
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Slack> {
-        if let Some(token) = &self.token {
-            check.problem(
-                token.span.clone(),
-                "direct messages by `token` are not supported by this version; write the `url` of an incoming webhook",
-            );
-            return None;
+        match (&self.url, &self.token) {
+            (Some(url), Some(_)) => {
+                check.problem(
+                    url.span.clone(),
+                    "a channel of type slack has either `url` (a place that others read) or `token` (direct messages), not both",
+                );
+                None
+            }
+            (None, None) => {
+                check.problem(
+                    None,
+                    "a channel of type slack needs `token` (direct messages) or `url` (a place that others read)",
+                );
+                None
+            }
+            (Some(source), None) => {
+                if let Some(api) = &self.api {
+                    check.problem(api.span(), "`api` belongs to `token`, not to `url`");
+                }
+                let url = check.secret(source)?;
+                let endpoint = Endpoint::build(&url, source.span.clone(), None, timeout, check)?;
+                Some(Slack::Place(endpoint))
+            }
+            (None, Some(source)) => {
+                let (api, span) = match &self.api {
+                    Some(api) => (api.get_ref().as_str(), api.span()),
+                    None => (API, source.span.clone()),
+                };
+                let api = Endpoint::build(&Secret::new(api), span, None, timeout, check);
+                let token = check.secret(source)?;
+                let Ok(mut authorization) =
+                    HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+                else {
+                    check.problem(
+                        source.span.clone(),
+                        "the token holds a character that no header may hold",
+                    );
+                    return None;
+                };
+                authorization.set_sensitive(true);
+                let api = api?;
+                Some(Slack::Bot(Box::new(Bot {
+                    lookup: api.method("users.lookupByEmail"),
+                    post: api.method("chat.postMessage"),
+                    token,
+                    authorization,
+                    members: Mutex::default(),
+                })))
+            }
         }
-        let Some(source) = &self.url else {
-            check.problem(
-                None,
-                "a channel of type slack needs the `url` of an incoming webhook",
-            );
-            return None;
-        };
-        let url = check.secret(source)?;
-        let endpoint = Endpoint::build(&url, source.span.clone(), None, timeout, check)?;
-        Some(Slack { endpoint })
     }
 }
 
 impl Slack {
     /// What must never be shown.
     pub fn secrets(&self) -> Vec<Secret> {
-        self.endpoint.secrets()
+        match self {
+            Self::Place(endpoint) => endpoint.secrets(),
+            Self::Bot(bot) => vec![bot.token.clone()],
+        }
     }
 }
 
 #[async_trait]
 impl Carrier for Slack {
     async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError> {
-        let body = serde_json::to_vec(&message(attempt.note)).expect("a JSON value is JSON");
-        let answer = self.endpoint.post(attempt, HeaderMap::new(), body).await?;
-        let reason = self.endpoint.reason(attempt.redactor, &answer);
-        let body = answer.body.as_deref();
-        classify(answer.status, answer.retry_after, body, &reason)?;
-        Ok(Receipt { said: reason })
+        match self {
+            Self::Place(endpoint) => {
+                let body = message(attempt.note).to_string().into_bytes();
+                let answer = endpoint.post(attempt, HeaderMap::new(), body).await?;
+                let said = said(endpoint, attempt, &answer);
+                judge(&answer, Whose::Place, &said)?;
+                Ok(Receipt { said })
+            }
+            Self::Bot(bot) => bot.send(attempt).await,
+        }
     }
+}
+
+impl Bot {
+    async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError> {
+        let Some(person) = attempt.to else {
+            return Err(SendError::Permanent {
+                reason: "a direct message needs a person, and none was found".to_owned(),
+            });
+        };
+        let unknown = || SendError::Permanent {
+            reason: format!("Slack has no active member {}", mask_address(&person.email)),
+        };
+        let member = match self.remembered(person) {
+            Some(member) => member,
+            None => self.find(attempt, person).await?,
+        };
+        let member = member.ok_or_else(unknown)?;
+        let mut body = message(attempt.note);
+        body["channel"] = member.into();
+        let body = body.to_string().into_bytes();
+        let answer = self.post.post(attempt, self.headers(), body).await?;
+        let said = said(&self.post, attempt, &answer);
+        if let Err(error) = judge(&answer, Whose::Person, &said) {
+            if matches!(error, SendError::Permanent { .. }) {
+                // The id may be an old one.
+                self.members().remove(&person.email);
+            }
+            return Err(error);
+        }
+        Ok(Receipt { said })
+    }
+
+    /// The member's id, or that Slack knows nobody by this address.
+    async fn find(
+        &self,
+        attempt: &Attempt<'_>,
+        person: &Recipient,
+    ) -> Result<Option<String>, SendError> {
+        let mut headers = self.headers();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/x-www-form-urlencoded"),
+        );
+        // In the body, not in the URL: what stands in URLs stands in logs.
+        let answer = self
+            .lookup
+            .ask(attempt, headers, form(&[("email", &person.email)]))
+            .await?;
+        let said = said(&self.lookup, attempt, &answer);
+        let body: Value = answer
+            .body
+            .as_deref()
+            .and_then(|body| serde_json::from_str(body).ok())
+            .unwrap_or_default();
+        let member = if body["error"] == "users_not_found" || body["user"]["deleted"] == true {
+            None
+        } else {
+            judge(&answer, Whose::Person, &said)?;
+            let id = body["user"]["id"].as_str();
+            let id = id.ok_or_else(|| SendError::Transient {
+                reason: format!("{said} (without a member's id)"),
+                after: None,
+            })?;
+            Some(id.to_owned())
+        };
+        let mut members = self.members();
+        if members.len() >= MAX_REMEMBERED {
+            members.clear();
+        }
+        members.insert(person.email.clone(), (member.clone(), Instant::now()));
+        Ok(member)
+    }
+
+    fn remembered(&self, person: &Recipient) -> Option<Option<String>> {
+        let members = self.members();
+        let (member, at) = members.get(&person.email)?;
+        let lasts = match member {
+            Some(_) => KNOWN_FOR,
+            None => UNKNOWN_FOR,
+        };
+        (at.elapsed() < lasts).then(|| member.clone())
+    }
+
+    fn members(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Option<String>, Instant)>> {
+        self.members
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn headers(&self) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, self.authorization.clone())])
+    }
+}
+
+/// Our sentence about an answer: of Slack's JSON only its verdict, since it repeats the message and tells about the person.
+fn said(endpoint: &Endpoint, attempt: &Attempt<'_>, answer: &Answer) -> String {
+    let parsed = answer.body.as_deref().map(serde_json::from_str::<Value>);
+    let Some(Ok(Value::Object(fields))) = parsed else {
+        return endpoint.reason(attempt.redactor, answer);
+    };
+    let words = ["error", "needed", "provided"]
+        .iter()
+        .filter_map(|key| Some(format!("{key} {}", fields.get(*key)?.as_str()?)))
+        .collect::<Vec<_>>();
+    let short = Answer {
+        status: answer.status,
+        retry_after: answer.retry_after,
+        body: Some(words.join(", ")),
+    };
+    endpoint.reason(attempt.redactor, &short)
+}
+
+/// Pairs as a form sends them.
+fn form(pairs: &[(&str, &str)]) -> Vec<u8> {
+    let mut url = Url::parse("form:").expect("a scheme alone is a URL");
+    url.query_pairs_mut().extend_pairs(pairs);
+    url.query().unwrap_or_default().as_bytes().to_vec()
 }
 
 /// The notification in Block Kit; `text` is what a phone's lock screen shows, so it has no code.
@@ -127,18 +313,23 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+/// Whose fault it is when Slack does not find the addressee.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The webhook's: it has but one place.
+    Place,
+    /// The person's: others can still be written to.
+    Person,
+}
+
 /// What Slack means: its word where it has one, else the status.
-fn classify(
-    status: StatusCode,
-    retry_after: Option<Duration>,
-    body: Option<&str>,
-    reason: &str,
-) -> Result<(), SendError> {
+fn judge(answer: &Answer, whose: Whose, reason: &str) -> Result<(), SendError> {
+    let status = answer.status;
     let reason = reason.to_owned();
-    let Some(body) = body else {
+    let Some(body) = answer.body.as_deref() else {
         return match status.is_success() {
             true => Err(SendError::Unknown { reason }),
-            false => http::classify(status, retry_after, &reason),
+            false => http::classify(status, answer.retry_after, &reason),
         };
     };
     let said: Option<Value> = serde_json::from_str(body).ok().filter(Value::is_object);
@@ -147,7 +338,7 @@ fn classify(
         Some(said) => said["error"].as_str().unwrap_or_default(),
         None => body.trim(),
     };
-    let after = retry_after.or_else(|| {
+    let after = answer.retry_after.or_else(|| {
         let secs = said.as_ref()?["retry_after"].as_u64()?;
         Some(Duration::from_secs(secs))
     });
@@ -156,9 +347,11 @@ fn classify(
         "rate_limited" | "ratelimited" | "message_limit_exceeded" => {
             SendError::Away { reason, after }
         }
-        "rollup_error" | "internal_error" | "fatal_error" | "service_unavailable" => {
-            SendError::Transient { reason, after }
-        }
+        "rollup_error"
+        | "internal_error"
+        | "fatal_error"
+        | "request_timeout"
+        | "service_unavailable" => SendError::Transient { reason, after },
         "invalid_payload"
         | "invalid_blocks"
         | "invalid_blocks_format"
@@ -166,19 +359,39 @@ fn classify(
         | "msg_too_long"
         | "msg_blocks_too_long"
         | "too_many_attachments" => SendError::Permanent { reason },
-        // The webhook or its place is gone, whatever the status beside it.
-        "action_prohibited"
+        "channel_not_found" | "user_not_found" if whose == Whose::Person => {
+            SendError::Permanent { reason }
+        }
+        // The webhook, its place or the bot's rights are gone, whatever the status beside it.
+        "access_denied"
+        | "account_inactive"
+        | "action_prohibited"
         | "channel_is_archived"
         | "channel_not_found"
+        | "ekm_access_denied"
+        | "enterprise_is_restricted"
+        | "invalid_auth"
         | "invalid_token"
+        | "messages_tab_disabled"
+        | "missing_scope"
         | "no_active_hooks"
+        | "no_permission"
         | "no_service"
         | "no_service_id"
         | "no_team"
+        | "not_allowed_token_type"
+        | "not_authed"
+        | "org_login_required"
         | "posting_to_general_channel_denied"
+        | "team_access_not_granted"
         | "team_disabled"
+        | "token_expired"
+        | "token_revoked"
+        | "two_factor_setup_required"
         | "user_not_found" => SendError::Broken { reason },
-        // Neither "ok" nor a word that is known: a proxy or a log-in page in between, most likely.
+        // A refusal in a word we don't know.
+        _ if status.is_success() && said.is_some() => SendError::Permanent { reason },
+        // No word of Slack's at all: a proxy or a log-in page in between, most likely.
         _ if status.is_success() => SendError::Transient { reason, after },
         _ => return http::classify(status, after, &reason),
     })
@@ -186,48 +399,105 @@ fn classify(
 
 #[cfg(test)]
 mod tests {
+    use reqwest::StatusCode;
+
     use super::*;
+
+    fn answer(status: u16, body: Option<&str>) -> Answer {
+        Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            retry_after: None,
+            body: body.map(str::to_owned),
+        }
+    }
 
     #[test]
     fn every_answer_has_its_class() {
         let limited = r#"{"retry_after":1,"ok":false,"error":"rate_limited"}"#;
-        for (status, body, want) in [
-            (200, "ok", "Ok"),
-            (200, "ok\n", "Ok"),
-            (200, r#"{"ok":true}"#, "Ok"),
-            (200, "", "Transient"),
-            (200, "<html>log in</html>", "Transient"),
-            (200, "invalid_blocks", "Permanent"),
-            (200, r#"{"ok":false,"error":"channel_not_found"}"#, "Broken"),
-            (400, "invalid_payload", "Permanent"),
-            (400, "user_not_found", "Broken"),
-            (400, "something new", "Permanent"),
-            (403, "action_prohibited", "Broken"),
-            (403, "invalid_token", "Broken"),
-            (404, "no_service", "Broken"),
-            (404, "channel_not_found", "Broken"),
-            (410, "channel_is_archived", "Broken"),
-            (429, limited, "Away"),
-            (500, "rollup_error", "Transient"),
-            (503, "", "Transient"),
-            (302, "", "Broken"),
+        for (status, body, place, person) in [
+            (200, "ok", "Ok", "Ok"),
+            (200, "ok\n", "Ok", "Ok"),
+            (200, r#"{"ok":true}"#, "Ok", "Ok"),
+            (200, "", "Transient", "Transient"),
+            (200, "<html>log in</html>", "Transient", "Transient"),
+            (200, "invalid_blocks", "Permanent", "Permanent"),
+            (
+                200,
+                r#"{"ok":false,"error":"channel_not_found"}"#,
+                "Broken",
+                "Permanent",
+            ),
+            (
+                200,
+                r#"{"ok":false,"error":"user_not_found"}"#,
+                "Broken",
+                "Permanent",
+            ),
+            (
+                200,
+                r#"{"ok":false,"error":"invalid_auth"}"#,
+                "Broken",
+                "Broken",
+            ),
+            (
+                200,
+                r#"{"ok":false,"error":"account_inactive"}"#,
+                "Broken",
+                "Broken",
+            ),
+            (
+                200,
+                r#"{"ok":false,"error":"missing_scope"}"#,
+                "Broken",
+                "Broken",
+            ),
+            (200, r#"{"ok":false,"error":"ratelimited"}"#, "Away", "Away"),
+            (
+                200,
+                r#"{"ok":false,"error":"internal_error"}"#,
+                "Transient",
+                "Transient",
+            ),
+            (
+                200,
+                r#"{"ok":false,"error":"something_new"}"#,
+                "Permanent",
+                "Permanent",
+            ),
+            (400, "invalid_payload", "Permanent", "Permanent"),
+            (400, "user_not_found", "Broken", "Permanent"),
+            (400, "something new", "Permanent", "Permanent"),
+            (403, "action_prohibited", "Broken", "Broken"),
+            (403, "invalid_token", "Broken", "Broken"),
+            (404, "no_service", "Broken", "Broken"),
+            (404, "channel_not_found", "Broken", "Permanent"),
+            (410, "channel_is_archived", "Broken", "Broken"),
+            (429, limited, "Away", "Away"),
+            (500, "rollup_error", "Transient", "Transient"),
+            (503, "", "Transient", "Transient"),
+            (302, "", "Broken", "Broken"),
         ] {
-            let status = StatusCode::from_u16(status).unwrap();
-            let got = format!("{:?}", classify(status, None, Some(body), ""));
-            assert!(
-                got.trim_start_matches("Err(").starts_with(want),
-                "{status} {body}: {got}"
-            );
+            for (whose, want) in [(Whose::Place, place), (Whose::Person, person)] {
+                let got = format!("{:?}", judge(&answer(status, Some(body)), whose, ""));
+                let class = got.trim_start_matches("Err(");
+                assert!(class.starts_with(want), "{status} {body}: {got}");
+            }
         }
         let Err(SendError::Away { after, .. }) =
-            classify(StatusCode::TOO_MANY_REQUESTS, None, Some(limited), "")
+            judge(&answer(429, Some(limited)), Whose::Place, "")
         else {
             panic!("not away");
         };
         assert_eq!(after, Some(Duration::from_secs(1)));
         assert!(matches!(
-            classify(StatusCode::OK, None, None, ""),
+            judge(&answer(200, None), Whose::Place, ""),
             Err(SendError::Unknown { .. })
         ));
+    }
+
+    #[test]
+    fn a_form_is_escaped() {
+        let body = form(&[("email", "a+b&c=d@example.com")]);
+        assert_eq!(body, b"email=a%2Bb%26c%3Dd%40example.com");
     }
 }

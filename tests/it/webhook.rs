@@ -402,6 +402,91 @@ async fn slack_says_what_it_means_in_the_body() {
     assert!(matches!(sent, Err(SendError::Permanent { .. })), "{sent:?}");
 }
 
+/// Slack's API as it is documented: alice is a member, bob is not, carol has left, dave was forgotten meanwhile.
+async fn slack_api() -> HttpSink {
+    HttpSink::start(|request| {
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        let user = |id: &str, deleted: bool| {
+            format!("{{\"ok\":true,\"user\":{{\"id\":\"{id}\",\"deleted\":{deleted},\"profile\":{{\"phone\":\"+49301\"}}}}}}")
+        };
+        if request.header("authorization") != "Bearer xoxb-secret" {
+            return reply(200, r#"{"ok":false,"error":"invalid_auth"}"#);
+        }
+        match request.path.as_str() {
+            "/api/users.lookupByEmail" => match body.as_str() {
+                "email=alice%40example.com" => reply(200, &user("U1", false)),
+                "email=carol%40example.com" => reply(200, &user("U2", true)),
+                "email=dave%40example.com" => reply(200, &user("U3", false)),
+                _ => reply(200, r#"{"ok":false,"error":"users_not_found"}"#),
+            },
+            "/api/chat.postMessage" if body.contains("\"channel\":\"U3\"") => {
+                reply(200, r#"{"ok":false,"error":"channel_not_found"}"#)
+            }
+            "/api/chat.postMessage" => reply(200, &format!("{{\"ok\":true,\"message\":{body}}}")),
+            other => panic!("{other}"),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn slack_writes_to_the_person_and_asks_for_each_once() {
+    let sink = slack_api().await;
+    let keys = format!("token = \"xoxb-secret\"\napi = \"{}\"", sink.url("/api/"));
+    let channel = channel("slack", &keys);
+    assert!(channel.reveals && channel.needs_person);
+    let note = note(true);
+    for _ in 0..2 {
+        let (sent, transcript) = send(&channel, &note).await;
+        let said = sent.unwrap().said;
+        assert!(
+            !said.contains("EEIO") && !transcript.contains("EEIO") && !transcript.contains("xoxb")
+        );
+        assert!(transcript.contains("/api/chat.postMessage"), "{transcript}");
+    }
+    let paths: Vec<_> = sink.requests().iter().map(|r| r.path.clone()).collect();
+    let (lookup, post) = ("/api/users.lookupByEmail", "/api/chat.postMessage");
+    assert_eq!(paths, [lookup, post, post]);
+    let message = sink.requests()[1].json();
+    assert_eq!(message["channel"], "U1");
+    assert_eq!(message["unfurl_links"], false);
+    assert!(message["blocks"].to_string().contains(CODE));
+    assert!(!message["text"].as_str().unwrap().contains(CODE));
+}
+
+#[tokio::test]
+async fn slack_tells_a_person_it_lacks_from_a_bot_it_refuses() {
+    let sink = slack_api().await;
+    let keys = |token: &str| format!("token = \"{token}\"\napi = \"{}\"", sink.url("/api"));
+    let good = channel("slack", &keys("xoxb-secret"));
+    let note = note(true);
+    for name in ["bob", "carol", "dave"] {
+        let person = Recipient {
+            email: format!("{name}@example.com"),
+            ..alice(None)
+        };
+        let commit = Commits::good();
+        let (sent, _) = send_to(&good, Some(&person), &note, &commit).await;
+        let Err(SendError::Permanent { reason }) = sent else {
+            panic!("{name} {sent:?}");
+        };
+        assert!(!reason.contains(&person.email), "{reason}");
+        let committed = usize::from(name == "dave");
+        assert_eq!(
+            commit.0.load(Ordering::SeqCst),
+            committed,
+            "a look-up is no send"
+        );
+    }
+    let (sent, _) = send_to(&good, None, &note, &Commits::good()).await;
+    assert!(matches!(sent, Err(SendError::Permanent { .. })), "{sent:?}");
+    let (sent, _) = send(&channel("slack", &keys("xoxb-other")), &note).await;
+    let Err(SendError::Broken { reason }) = sent else {
+        panic!("{sent:?}");
+    };
+    assert!(reason.contains("error invalid_auth"), "{reason}");
+}
+
 #[tokio::test]
 async fn a_file_is_a_whole_mail_that_only_its_owner_reads() {
     let dir = tempfile::tempdir().unwrap();
@@ -498,13 +583,14 @@ fn every_kind_is_read_and_every_mistake_is_said() {
             "",
             "holds a line break",
         ),
+        ("slack", "", "", "needs `token` (direct messages) or `url`"),
         (
             "slack",
-            "token = \"xoxb-1\"",
+            "token = \"x\"\nurl = \"https://host.example/x\"",
             "",
-            "write the `url` of an incoming webhook",
+            "either `url`",
         ),
-        ("slack", "", "", "needs the `url`"),
+        ("slack", "token = \"a\\nb\"", "", "no header may hold"),
         (
             "file",
             "path = \"m\"\nfrom = \"nobody\"",
