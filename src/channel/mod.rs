@@ -22,10 +22,12 @@ pub mod file;
 pub mod http;
 pub mod mail;
 pub mod slack;
+pub mod smtp;
+pub mod tls;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["file", "webhook", "slack"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
@@ -91,6 +93,8 @@ pub enum Reveal {
 /// The keys of `[channel.…]` that belong to its kind.
 #[derive(Clone, Debug)]
 pub enum Config {
+    /// `type = "smtp"`
+    Smtp(smtp::Config),
     /// `type = "file"`
     File(file::Config),
     /// `type = "webhook"`
@@ -133,6 +137,7 @@ impl Config {
     /// Reads the keys that belong to this kind; `None`: there is no such kind.
     pub fn read<'de, D: Deserializer<'de>>(kind: &str, keys: D) -> Option<Result<Self, D::Error>> {
         Some(match kind {
+            "smtp" => smtp::Config::deserialize(keys).map(Self::Smtp),
             "file" => file::Config::deserialize(keys).map(Self::File),
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
@@ -143,6 +148,7 @@ impl Config {
     /// The value of the key `type`.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Smtp(_) => "smtp",
             Self::File(_) => "file",
             Self::Webhook(_) => "webhook",
             Self::Slack(_) => "slack",
@@ -152,6 +158,7 @@ impl Config {
     /// It writes to a person, so that it can do nothing without one.
     pub fn needs_person(&self) -> bool {
         match self {
+            Self::Smtp(smtp) => !smtp.shared(),
             Self::File(_) => true,
             Self::Webhook(_) => false,
             Self::Slack(slack) => slack.needs_person(),
@@ -163,7 +170,8 @@ impl Config {
         let default = match self {
             Self::File(_) | Self::Webhook(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
-            Self::Slack(_) => Reveal::Notice,
+            Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
+            Self::Smtp(_) | Self::Slack(_) => Reveal::Notice,
         };
         common.reveal.unwrap_or(default) == Reveal::Code
     }
@@ -194,6 +202,10 @@ impl Config {
         }
         let time_zone = time_zone(common.time_zone.as_ref(), check);
         let built = match self {
+            Self::Smtp(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
             Self::File(config) => config.build(state_dir, check).map(|c| Built {
                 carrier: Arc::new(c),
                 secrets: Vec::new(),

@@ -139,15 +139,32 @@ mod tests {
             (Stage::End, 554, "5.7.1 looks like spam", "permanent"),
             (Stage::End, 250, "", "transient"),
         ] {
-            assert_eq!(class(stage, code, text), expected, "{code} {text} at {stage:?}");
+            assert_eq!(
+                class(stage, code, text),
+                expected,
+                "{code} {text} at {stage:?}"
+            );
         }
     }
 
     #[test]
     fn an_enhanced_code_is_three_numbers_at_the_start() {
-        let enhanced = |text: &str| Reply { code: 550, text: text.to_owned() }.enhanced();
+        let enhanced = |text: &str| {
+            Reply {
+                code: 550,
+                text: text.to_owned(),
+            }
+            .enhanced()
+        };
         assert_eq!(enhanced("5.7.1 denied"), Some((5, 7, 1)));
-        for text in ["", "denied", "5.7 denied", "5.7.1.2 denied", "9.1.1 denied", "192.0.2.1"] {
+        for text in [
+            "",
+            "denied",
+            "5.7 denied",
+            "5.7.1.2 denied",
+            "9.1.1 denied",
+            "192.0.2.1",
+        ] {
             assert_eq!(enhanced(text), None, "{text}");
         }
     }

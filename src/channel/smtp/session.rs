@@ -176,9 +176,7 @@ impl Server {
                 ),
             });
         }
-        let stream = self
-            .handshake(session.stream.into_inner(), attempt)
-            .await?;
+        let stream = self.handshake(session.stream.into_inner(), attempt).await?;
         Ok(Session {
             stream: BufReader::new(Box::new(stream)),
             extensions: Vec::new(),
@@ -256,13 +254,19 @@ impl Session {
         if !from.to_string().is_ascii() || !to.to_string().is_ascii() {
             if !self.offers("SMTPUTF8") {
                 return Err(SendError::Permanent {
-                    reason: "the address is not ASCII, and the relay doesn't offer SMTPUTF8".to_owned(),
+                    reason: "the address is not ASCII, and the relay doesn't offer SMTPUTF8"
+                        .to_owned(),
                 });
             }
             parameters.push(MailParameter::SmtpUtfEight);
         }
-        self.command(Stage::Mail, Mail::new(Some(from.clone()), parameters), 250, attempt)
-            .await?;
+        self.command(
+            Stage::Mail,
+            Mail::new(Some(from.clone()), parameters),
+            250,
+            attempt,
+        )
+        .await?;
         self.command(Stage::Rcpt, Rcpt::new(to.clone(), Vec::new()), 250, attempt)
             .await?;
         attempt.commit.commit().await?;
@@ -341,11 +345,17 @@ impl Session {
         let offers = |mechanism: &str| offered.iter().any(|m| m == mechanism);
         if offers("PLAIN") {
             let text = Zeroizing::new(format!("\0{user}\0{}", password.expose()));
-            let command = Zeroizing::new(format!("AUTH PLAIN {}\r\n", BASE64_STANDARD.encode(text.as_bytes())));
-            return self.secret_command(&command, "AUTH PLAIN …", 235, attempt).await;
+            let command = Zeroizing::new(format!(
+                "AUTH PLAIN {}\r\n",
+                BASE64_STANDARD.encode(text.as_bytes())
+            ));
+            return self
+                .secret_command(&command, "AUTH PLAIN …", 235, attempt)
+                .await;
         }
         if offers("LOGIN") {
-            self.secret_command("AUTH LOGIN\r\n", "AUTH LOGIN", 334, attempt).await?;
+            self.secret_command("AUTH LOGIN\r\n", "AUTH LOGIN", 334, attempt)
+                .await?;
             let line = Zeroizing::new(format!("{}\r\n", BASE64_STANDARD.encode(user)));
             self.secret_command(&line, "…", 334, attempt).await?;
             let line = Zeroizing::new(format!("{}\r\n", BASE64_STANDARD.encode(password.expose())));
@@ -405,7 +415,12 @@ impl Session {
     ) -> Result<Reply, SendError> {
         match self.reply(self.timeout, attempt).await {
             // RCPT may be answered with 251 and 252 too; both mean that the relay takes it.
-            Ok(reply) if reply.code == wanted || (stage == Stage::Rcpt && matches!(reply.code, 251 | 252)) => Ok(reply),
+            Ok(reply)
+                if reply.code == wanted
+                    || (stage == Stage::Rcpt && matches!(reply.code, 251 | 252)) =>
+            {
+                Ok(reply)
+            }
             Ok(reply) | Err(Failure::Refused(reply)) => Err(refused(stage, &reply, attempt)),
             Err(Failure::Lost(why)) => Err(lost(stage, &why)),
         }
@@ -430,7 +445,10 @@ impl Session {
                 let goes_on = rest.starts_with('-');
                 lines.push(rest.get(1..).unwrap_or_default().to_owned());
                 if !goes_on {
-                    return Ok(Reply { code, text: lines.join("\n") });
+                    return Ok(Reply {
+                        code,
+                        text: lines.join("\n"),
+                    });
                 }
                 if lines.len() >= MAX_REPLY_LINES {
                     return Err(no_smtp("its reply never ends"));
@@ -447,7 +465,11 @@ impl Session {
                 if reply.text.is_empty() {
                     attempt.transcript.line(|| format!("< {}", reply.code));
                 }
-                if reply.code >= 400 { Err(Failure::Refused(reply)) } else { Ok(reply) }
+                if reply.code >= 400 {
+                    Err(Failure::Refused(reply))
+                } else {
+                    Ok(reply)
+                }
             }
             Err(e) => Err(Failure::Lost(e.to_string())),
         }
@@ -455,16 +477,28 @@ impl Session {
 }
 
 fn refused(stage: Stage, reply: &Reply, attempt: &Attempt<'_>) -> SendError {
-    let said = attempt.redactor.clean(&format!("{} {}", reply.code, reply.text));
-    classify(stage, reply, format!("{} was answered with {said}", stage.as_str()))
+    let said = attempt
+        .redactor
+        .clean(&format!("{} {}", reply.code, reply.text));
+    classify(
+        stage,
+        reply,
+        format!("{} was answered with {said}", stage.as_str()),
+    )
 }
 
 fn lost(stage: Stage, why: &str) -> SendError {
     let reason = format!("the connection was lost at {}: {why}", stage.as_str());
     if stage.is_before_transaction() {
-        SendError::Away { reason, after: None }
+        SendError::Away {
+            reason,
+            after: None,
+        }
     } else {
-        SendError::Transient { reason, after: None }
+        SendError::Transient {
+            reason,
+            after: None,
+        }
     }
 }
 
