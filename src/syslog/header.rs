@@ -14,6 +14,9 @@ use super::is_name;
 /// A header is looked for in so many bytes; RFC 5424 allows some 560 before the structured data.
 const MAX_HEADER_BYTES: usize = 2048;
 
+/// `<191>` is the highest priority there is; some senders don't know.
+const MAX_PRIORITY_BYTES: usize = 12;
+
 /// A year for BSD timestamps, which have none; a leap year, so that 29 February is a day. The time is not used.
 const SOME_LEAP_YEAR: i32 = 2024;
 
@@ -54,7 +57,8 @@ pub(super) fn read(bytes: &[u8]) -> Header<'_> {
     match syslog_loose::parse_message_with_year_exact(text, |_| SOME_LEAP_YEAR, variant) {
         Ok(message) => {
             let offset = |part: &str| part.as_ptr() as usize - text.as_ptr() as usize;
-            let is_field = |part: &str| part.contains('=') || part == "CEF";
+            let is_field =
+                |part: &str| part.contains('=') || part.starts_with('{') || part == "CEF";
             let is_rfc5424 = variant_is_5424(variant);
             let (host, start) = match (message.hostname, message.appname) {
                 (Some(host), _) if !is_rfc5424 && is_field(host) => (None, offset(host)),
@@ -113,11 +117,11 @@ fn trim_end(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// Takes `<PRI>` off; a number that is none (RFC 3164: one to three digits) stays and does no harm.
+/// Takes `<PRI>` off. Its number means nothing here, so an absurd one is as good.
 fn without_priority(bytes: &[u8]) -> &[u8] {
     match bytes {
-        [b'<', rest @ ..] => match memchr(b'>', &rest[..rest.len().min(4)]) {
-            Some(at) if at > 0 && rest[..at].iter().all(u8::is_ascii_digit) => &rest[at + 1..],
+        [b'<', rest @ ..] => match memchr(b'>', &rest[..rest.len().min(MAX_PRIORITY_BYTES)]) {
+            Some(at) if rest[..at].iter().all(u8::is_ascii_digit) => &rest[at + 1..],
             _ => bytes,
         },
         _ => bytes,

@@ -261,8 +261,7 @@ impl Scan<'_> {
             match (run, ends) {
                 (0, false) => return Rest::Broken,
                 (0, true) => return self.outside(from, tries),
-                (_, false) if run % 2 == 1 => {}
-                (_, false) => return Rest::Broken,
+                (_, false) => {}
                 // At the end of the line only one reading is well-formed.
                 (_, true) if self.skip_separators(from) == self.bytes.len() => {
                     return if run % 2 == 0 {
