@@ -329,8 +329,13 @@ async fn a_reload_of_allow_reaches_open_sockets_and_connections() {
     stream.write_all(b"<1>before\n").await.unwrap();
     relay.next().await;
     relay.settings.store(Arc::new(tcp("max_frame_bytes = 500")));
-    stream.write_all(b"<1>between\n").await.unwrap();
+    let now_too_long = "x".repeat(501);
+    stream
+        .write_all(format!("{now_too_long}\n<1>between\n").as_bytes())
+        .await
+        .unwrap();
     assert_eq!(text(&relay.next().await), "<1>between");
+    assert_eq!(relay.metrics.rejected(Rejected::Size), 1);
     relay
         .settings
         .store(Arc::new(tcp("allow = [\"192.0.2.1\"]")));
