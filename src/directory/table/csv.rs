@@ -32,14 +32,15 @@ pub(super) struct Content {
     pub(super) warnings: Vec<String>,
 }
 
-/// Reads a whole table. `Err`: what is wrong with it, line by line. `file` is how sentences call it.
+/// Reads a whole table of about so many bytes. `Err`: what is wrong with it, line by line. `file` is how sentences call it.
 pub(super) fn read(
     mut from: impl BufRead,
+    bytes: usize,
     file: &str,
     recipients: &Recipients,
 ) -> Result<Content, Vec<String>> {
     let mut problems = Problems::default();
-    let mut draft = Draft::new(recipients);
+    let mut draft = Draft::new(recipients, bytes);
     let mut oddities = Oddities::default();
     let mut splitter = Splitter::new();
     let mut header: Option<Header> = None;

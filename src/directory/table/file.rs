@@ -24,6 +24,8 @@ use super::people::People;
 
 /// The largest file.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// How much is read at once.
+const READ_BYTES: usize = 64 * 1024;
 /// How often the file is looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a look-up waits for a changed file to be read; after that it answers from what was known.
@@ -226,10 +228,12 @@ impl Stamp {
 }
 
 fn read(path: &Path, shown: &str, recipients: &Recipients) -> Result<Content, Vec<String>> {
-    let file =
-        std::fs::File::open(path).map_err(|e| vec![format!("{shown} can't be read: {e}")])?;
+    let failed = |e: std::io::Error| vec![format!("{shown} can't be read: {e}")];
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len().min(MAX_FILE_BYTES);
     csv::read(
-        BufReader::with_capacity(64 * 1024, std::io::Read::take(file, MAX_FILE_BYTES)),
+        BufReader::with_capacity(READ_BYTES, std::io::Read::take(file, MAX_FILE_BYTES)),
+        usize::try_from(bytes).unwrap_or(0),
         shown,
         recipients,
     )

@@ -107,7 +107,7 @@ impl Config {
 }
 
 fn inline(people: &[Spanned<Person>], recipients: &Recipients, check: &mut Check) -> Option<Table> {
-    let mut draft = Draft::new(recipients);
+    let mut draft = Draft::new(recipients, 0);
     let mut good = true;
     for (entry, number) in people.iter().zip(1..) {
         let person = entry.get_ref();

@@ -73,10 +73,14 @@ pub(super) enum Found<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(recipients: &'a Recipients) -> Self {
+    /// `bytes`: about how much text will come. Growing step by step would leave as much again in the heap's holes.
+    pub(super) fn new(recipients: &'a Recipients, bytes: usize) -> Self {
         Self {
             recipients,
-            people: People::default(),
+            people: People {
+                text: String::with_capacity(bytes),
+                rows: Vec::new(),
+            },
         }
     }
 
@@ -125,7 +129,7 @@ impl<'a> Draft<'a> {
     pub(super) fn finish(self) -> People {
         let People { mut text, mut rows } = self.people;
         rows.sort_unstable_by(|a, b| {
-            let user = |row: &Row| fields(&text, *row).user;
+            let user = |row: &Row| user_of(&text, *row);
             user(a).cmp(user(b)).then(a.line.cmp(&b.line))
         });
         text.shrink_to_fit();
@@ -144,18 +148,18 @@ impl People {
     pub(super) fn find(&self, user: &str) -> Found<'_> {
         let from = self
             .rows
-            .partition_point(|row| fields(&self.text, *row).user < user);
+            .partition_point(|row| user_of(&self.text, *row) < user);
         let rows = &self.rows[from..];
-        let until = rows.partition_point(|row| fields(&self.text, *row).user == user);
+        let until = rows.partition_point(|row| user_of(&self.text, *row) == user);
         self.judge(&rows[..until])
     }
 
     /// Users whose rows contradict each other, with their lines.
     pub(super) fn conflicts(&self) -> BTreeMap<&str, Vec<u32>> {
         self.rows
-            .chunk_by(|a, b| fields(&self.text, *a).user == fields(&self.text, *b).user)
+            .chunk_by(|a, b| user_of(&self.text, *a) == user_of(&self.text, *b))
             .filter_map(|rows| match self.judge(rows) {
-                Found::Several(lines) => Some((fields(&self.text, rows[0]).user, lines)),
+                Found::Several(lines) => Some((user_of(&self.text, rows[0]), lines)),
                 _ => None,
             })
             .collect()
@@ -179,6 +183,11 @@ impl People {
         let lines = std::iter::once(first).chain(different);
         Found::Several(lines.take(MAX_NAMED).map(|row| row.line).collect())
     }
+}
+
+fn user_of(text: &str, row: Row) -> &str {
+    let rest = &text[row.at as usize..];
+    rest.find(END).map_or(rest, |end| &rest[..end])
 }
 
 fn fields(text: &str, row: Row) -> Fields<'_> {
