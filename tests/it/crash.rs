@@ -5,9 +5,9 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
+use proptest::prelude::RngCore;
 use proptest::test_runner::RngAlgorithm;
 use proptest::test_runner::TestRng;
-use proptest::prelude::RngCore;
 
 use crate::support::http_sink::HttpSink;
 use crate::support::http_sink::reply;
@@ -30,7 +30,10 @@ fn accepted(relay: &Relay) -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_before_a_kill_goes_out_after_it() {
     let sink = HttpSink::start(|_| reply(204, "")).await;
-    let mut relay = Relay::start(&format!("{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}\"\n[[route]]\nto = [\"hook\"]\n", sink.url("/")));
+    let mut relay = Relay::start(&format!(
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}\"\n[[route]]\nto = [\"hook\"]\n",
+        sink.url("/")
+    ));
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut promised: Vec<u32> = Vec::new();
     let mut next = 0;
@@ -39,11 +42,15 @@ async fn what_was_accepted_before_a_kill_goes_out_after_it() {
         let burst = next..next + BURST;
         next += BURST;
         for n in burst.clone() {
-            connection.write_all(&Event::code(n, &format!("user{n}")).counted()).unwrap();
+            connection
+                .write_all(&Event::code(n, &format!("user{n}")).counted())
+                .unwrap();
         }
         // Anywhere between the first commit and the last delivery.
         let until_seen = random.next_u32() % BURST + 1;
-        let seen = until("some to be accepted", || Some(accepted(&relay)).filter(|n| *n >= until_seen));
+        let seen = until("some to be accepted", || {
+            Some(accepted(&relay)).filter(|n| *n >= until_seen)
+        });
         std::thread::sleep(Duration::from_micros(u64::from(random.next_u32() % 20_000)));
         relay.kill();
         // One connection is read in order, so the first `seen` of the burst were committed.
@@ -52,16 +59,31 @@ async fn what_was_accepted_before_a_kill_goes_out_after_it() {
     }
     until("every promised code", || {
         let sent = sent(&sink);
-        promised.iter().all(|n| sent.contains_key(&code(*n))).then_some(())
+        promised
+            .iter()
+            .all(|n| sent.contains_key(&code(*n)))
+            .then_some(())
     });
     until("the queue to be settled", || {
-        relay.queue().iter().all(|r| r["state"] == "accepted").then_some(())
+        relay
+            .queue()
+            .iter()
+            .all(|r| r["state"] == "accepted")
+            .then_some(())
     });
     let sent = sent(&sink);
     let twice = sent.values().filter(|ids| ids.len() > 1).count();
-    assert!(twice <= (KILLS * 4) as usize, "{twice} of {} went out twice", sent.len());
+    assert!(
+        twice <= (KILLS * 4) as usize,
+        "{twice} of {} went out twice",
+        sent.len()
+    );
     for (code, ids) in &sent {
-        assert!(ids.iter().all(|id| *id == ids[0]), "{}… went out again under another id", &code[..4]);
+        assert!(
+            ids.iter().all(|id| *id == ids[0]),
+            "{}… went out again under another id",
+            &code[..4]
+        );
     }
 }
 
@@ -70,7 +92,9 @@ fn sent(sink: &HttpSink) -> BTreeMap<String, Vec<String>> {
     let mut sent: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for request in sink.requests() {
         let code = request.json()["data"]["code"].as_str().unwrap().to_owned();
-        sent.entry(code).or_default().push(request.header("webhook-id").to_owned());
+        sent.entry(code)
+            .or_default()
+            .push(request.header("webhook-id").to_owned());
     }
     sent
 }
@@ -82,14 +106,29 @@ async fn sigterm_finishes_what_is_under_way_and_loses_nothing() {
         reply(204, "")
     })
     .await;
-    let mut relay = Relay::start(&format!("{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}\"\n[[route]]\nto = [\"hook\"]\n", sink.url("/")));
+    let mut relay = Relay::start(&format!(
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}\"\n[[route]]\nto = [\"hook\"]\n",
+        sink.url("/")
+    ));
     for n in 0..5 {
         relay.send_udp(&Event::code(n, &format!("user{n}")).line());
     }
-    until("all to be accepted", || (accepted(&relay) == 5).then_some(()));
+    until("all to be accepted", || {
+        (accepted(&relay) == 5).then_some(())
+    });
     assert_eq!(relay.stop(), 0);
     relay.run();
     until("every code", || (sent(&sink).len() == 5).then_some(()));
-    until("the queue to be settled", || relay.queue().iter().all(|r| r["state"] == "accepted").then_some(()));
-    assert_eq!(sink.requests().len(), 5, "what was under way was finished, not broken off");
+    until("the queue to be settled", || {
+        relay
+            .queue()
+            .iter()
+            .all(|r| r["state"] == "accepted")
+            .then_some(())
+    });
+    assert_eq!(
+        sink.requests().len(),
+        5,
+        "what was under way was finished, not broken off"
+    );
 }

@@ -30,7 +30,9 @@ async fn no_code_and_no_secret_stands_in_any_output_or_file() {
         echo.url("/in")
     );
     let mut relay = Relay::prepare(&config);
-    relay.env("HOOK_SECRET", &format!("whsec_{hook_secret}")).env("HOOK_TOKEN", "Bearer CANARYTOKEN42");
+    relay
+        .env("HOOK_SECRET", &format!("whsec_{hook_secret}"))
+        .env("HOOK_TOKEN", "Bearer CANARYTOKEN42");
     relay.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
     relay.run();
     for n in 0..CODES {
@@ -44,44 +46,90 @@ async fn no_code_and_no_secret_stands_in_any_output_or_file() {
     let two = format!("Send {} or {}", code(3), code(4));
     relay.send_udp(&Event::with_message("alice", &two).line());
     until("every first try", || {
-        (relay.metric("ftm_relay_deliveries_total", &[("outcome", "retried")]) >= f64::from(CODES)).then_some(())
+        (relay.metric("ftm_relay_deliveries_total", &[("outcome", "retried")]) >= f64::from(CODES))
+            .then_some(())
     });
 
-    let mut shown = relay.logged() + &relay.get("/metrics").1 + &relay.get("/").1 + &relay.get("/readyz").1;
-    let ids: Vec<_> = relay.queue().iter().map(|r| r["id"].as_str().unwrap().to_owned()).collect();
+    let mut shown =
+        relay.logged() + &relay.get("/metrics").1 + &relay.get("/").1 + &relay.get("/readyz").1;
+    let ids: Vec<_> = relay
+        .queue()
+        .iter()
+        .map(|r| r["id"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(ids.len(), CODES as usize);
-    let mut commands: Vec<Vec<&str>> = vec![vec!["queue", "list"], vec!["queue", "list", "--json"], vec!["queue", "stats"], vec!["check"]];
+    let mut commands: Vec<Vec<&str>> = vec![
+        vec!["queue", "list"],
+        vec!["queue", "list", "--json"],
+        vec!["queue", "stats"],
+        vec!["check"],
+    ];
     commands.extend(ids.iter().map(|id| vec!["queue", "show", id]));
     for command in &commands {
         let output = relay.cli(command);
         shown += &String::from_utf8_lossy(&output.stdout);
         shown += &String::from_utf8_lossy(&output.stderr);
     }
-    shown += &relay.explain(&Event::code(1, "alice").line(), &[]).to_string();
+    shown += &relay
+        .explain(&Event::code(1, "alice").line(), &[])
+        .to_string();
     let files = Relay::files(&relay.state());
-    assert!(files.iter().any(|(path, _)| path.ends_with("outbox.db")), "the outbox is where it is searched");
+    assert!(
+        files.iter().any(|(path, _)| path.ends_with("outbox.db")),
+        "the outbox is where it is searched"
+    );
 
     let mut secrets: Vec<String> = (0..CODES).map(code).collect();
-    secrets.extend(["TOPSECRETSIG".to_owned(), hook_secret, "CANARYTOKEN42".to_owned()]);
+    secrets.extend([
+        "TOPSECRETSIG".to_owned(),
+        hook_secret,
+        "CANARYTOKEN42".to_owned(),
+    ]);
     for secret in &secrets {
-        assert!(!holds(shown.as_bytes(), secret), "{}… is shown", &secret[..4]);
+        assert!(
+            !holds(shown.as_bytes(), secret),
+            "{}… is shown",
+            &secret[..4]
+        );
         for (path, bytes) in &files {
-            assert!(!holds(bytes, secret), "{}… stands in {}", &secret[..4], path.display());
+            assert!(
+                !holds(bytes, secret),
+                "{}… stands in {}",
+                &secret[..4],
+                path.display()
+            );
         }
     }
-    assert!(holds(echo.requests()[0].body.as_slice(), &code(0)) || echo.requests().len() > 1, "the search finds what is there");
+    assert!(
+        holds(echo.requests()[0].body.as_slice(), &code(0)) || echo.requests().len() > 1,
+        "the search finds what is there"
+    );
 
     for (path, _) in &files {
-        let mode = std::fs::metadata(path).map(|m| m.permissions().mode() & 0o077).unwrap_or(0);
+        let mode = std::fs::metadata(path)
+            .map(|m| m.permissions().mode() & 0o077)
+            .unwrap_or(0);
         assert_eq!(mode, 0, "{} can be read by others", path.display());
     }
-    assert_eq!(std::fs::metadata(relay.state()).unwrap().permissions().mode() & 0o077, 0);
+    assert_eq!(
+        std::fs::metadata(relay.state())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o077,
+        0
+    );
 }
 
 #[test]
 fn a_process_that_holds_codes_leaves_no_core_dump() {
-    let relay = Relay::start(&format!("{BASE}[channel.file]\ntype = \"file\"\npath = \"mail\"\n[[route]]\nto = [\"file\"]\n"));
+    let relay = Relay::start(&format!(
+        "{BASE}[channel.file]\ntype = \"file\"\npath = \"mail\"\n[[route]]\nto = [\"file\"]\n"
+    ));
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.pid())).unwrap();
-    let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+    let core = limits
+        .lines()
+        .find(|l| l.starts_with("Max core file size"))
+        .unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
 }
