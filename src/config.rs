@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
+use toml::de::DeArray;
 use toml::de::DeTable;
 use toml::de::DeValue;
 use toml::de::ValueDeserializer;
@@ -501,7 +502,9 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
             table.remove(key.as_str()).is_some()
         }
         DeValue::Array(items) => {
-            let mut kept = std::mem::take(items).into_iter().collect::<Vec<_>>();
+            let mut kept = std::mem::replace(items, DeArray::new())
+                .into_iter()
+                .collect::<Vec<_>>();
             let Some(at) = kept.iter().position(|item| holds(item.span())) else {
                 return false;
             };
@@ -643,7 +646,7 @@ fn channels(
             continue;
         }
         let (common, config) = config.into_inner();
-        channels.extend(config.build(name, common, state_dir, check).map(Arc::new));
+        channels.extend(config.build(&name, common, state_dir, check).map(Arc::new));
     }
     channels
 }

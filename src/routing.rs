@@ -11,6 +11,7 @@ use crate::glob::Glob;
 use crate::recipients::Recipients;
 use crate::settings::Check;
 use crate::settings::Period;
+use crate::settings::nearest;
 
 /// One `[[route]]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -394,38 +395,13 @@ fn check_domains(
 }
 
 fn unknown_channel(name: &str, channels: &[ChannelFacts]) -> String {
-    let nearest = channels
-        .iter()
-        .map(|c| (distance(name, c.name), c.name))
-        .min()
-        .filter(|(distance, nearest)| *distance <= nearest.chars().count().max(2) / 2);
-    match nearest {
-        Some((_, nearest)) => {
-            format!("there is no [channel.{name}]; did you mean \"{nearest}\"?")
-        }
+    let names: Vec<&str> = channels.iter().map(|c| c.name.as_str()).collect();
+    match nearest(name, names.iter().copied()) {
+        Some(nearest) => format!("there is no [channel.{name}]; did you mean \"{nearest}\"?"),
         None if channels.is_empty() => format!("there is no [channel.{name}], nor any other"),
-        None => {
-            let names: Vec<&str> = channels.iter().map(|c| c.name).collect();
-            format!(
-                "there is no [channel.{name}]; there are {}",
-                names.join(", ")
-            )
-        }
+        None => format!(
+            "there is no [channel.{name}]; there are {}",
+            names.join(", ")
+        ),
     }
-}
-
-/// Levenshtein's, without case.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.to_lowercase().chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &cb) in b.iter().enumerate() {
-            let swap = diagonal + usize::from(ca != cb);
-            diagonal = row[j + 1];
-            row[j + 1] = swap.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
