@@ -11,6 +11,7 @@ use anyhow::Context;
 use anyhow::bail;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::UdpSocket;
@@ -32,8 +33,11 @@ const PEOPLE: [&str; 10] = [
 /// Lines are written to a stream in pieces of about this size.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Nobody who is there takes longer to answer or to read.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody who is there takes longer to answer or to close.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An ICMP message that nobody listens is there by then, if it comes at all.
+const REFUSAL_TIME: Duration = Duration::from_millis(100);
 
 /// Where the lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,11 +284,10 @@ impl Simulation {
                 summary.bytes += line.len() as u64;
             }
         }
-        sender
-            .close()
-            .await
-            .with_context(|| format!("sending to {} failed", self.to))?;
+        let failed = || format!("sending to {} failed", self.to);
+        sender.flush().await.with_context(failed)?;
         summary.took = start.elapsed();
+        sender.close().await.with_context(failed)?;
         Ok(summary)
     }
 
@@ -387,12 +390,23 @@ impl Sender {
         Ok(())
     }
 
-    async fn close(mut self) -> anyhow::Result<()> {
-        self.flush().await?;
-        if let Self::Tcp { stream, .. } = &mut self {
-            stream.shutdown().await?;
+    /// Ends the sending, and listens for a refusal: the sender of syslog hears of nothing else.
+    async fn close(self) -> anyhow::Result<()> {
+        match self {
+            Self::Udp(socket) => match timeout(REFUSAL_TIME, socket.recv(&mut [0])).await {
+                Ok(Err(error)) => Err(error).context("nobody listens there"),
+                _ => Ok(()),
+            },
+            Self::Tcp { mut stream, .. } => {
+                stream.shutdown().await?;
+                match timeout(PATIENCE, stream.read(&mut [0])).await {
+                    Ok(Err(error)) => Err(error).context(
+                        "the connection was refused after it was made; is this sender within the listener's `allow`?",
+                    ),
+                    _ => Ok(()),
+                }
+            }
         }
-        Ok(())
     }
 }
 
