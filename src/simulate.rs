@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context;
+use anyhow::anyhow;
 use anyhow::bail;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -253,6 +255,22 @@ impl Simulation {
             zone: TimeZone::system(),
             session: 1000,
         };
+        let sent = self.send_all(&mut sender, &mut device, now).await;
+        let summary = match sent {
+            Ok(summary) => sender.close().await.map(|()| summary),
+            Err(error) => Err(error),
+        };
+        summary
+            .map_err(explain)
+            .with_context(|| format!("sending to {} failed", self.to))
+    }
+
+    async fn send_all(
+        &self,
+        sender: &mut Sender,
+        device: &mut Device,
+        now: Timestamp,
+    ) -> io::Result<Summary> {
         let start = Instant::now();
         let mut summary = Summary {
             activations: 0,
@@ -276,18 +294,13 @@ impl Simulation {
                     device.activation(&mut line, time, &self.user(n));
                     summary.activations += 1;
                 }
-                sender
-                    .send(line.as_bytes())
-                    .await
-                    .with_context(|| format!("sending to {} failed", self.to))?;
+                sender.send(line.as_bytes()).await?;
                 summary.lines += 1;
                 summary.bytes += line.len() as u64;
             }
         }
-        let failed = || format!("sending to {} failed", self.to);
-        sender.flush().await.with_context(failed)?;
+        sender.flush().await?;
         summary.took = start.elapsed();
-        sender.close().await.with_context(failed)?;
         Ok(summary)
     }
 
@@ -355,7 +368,7 @@ impl Sender {
         })
     }
 
-    async fn send(&mut self, line: &[u8]) -> anyhow::Result<()> {
+    async fn send(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
             Self::Udp(socket) => {
                 socket.send(line).await?;
@@ -378,7 +391,7 @@ impl Sender {
         Ok(())
     }
 
-    async fn flush(&mut self) -> anyhow::Result<()> {
+    async fn flush(&mut self) -> io::Result<()> {
         if let Self::Tcp {
             stream, waiting, ..
         } = self
@@ -391,23 +404,28 @@ impl Sender {
     }
 
     /// Ends the sending, and listens for a refusal: the sender of syslog hears of nothing else.
-    async fn close(self) -> anyhow::Result<()> {
-        match self {
-            Self::Udp(socket) => match timeout(REFUSAL_TIME, socket.recv(&mut [0])).await {
-                Ok(Err(error)) => Err(error).context("nobody listens there"),
-                _ => Ok(()),
-            },
+    async fn close(self) -> io::Result<()> {
+        let refused = match self {
+            Self::Udp(socket) => timeout(REFUSAL_TIME, socket.recv(&mut [0])).await,
             Self::Tcp { mut stream, .. } => {
                 stream.shutdown().await?;
-                match timeout(PATIENCE, stream.read(&mut [0])).await {
-                    Ok(Err(error)) => Err(error).context(
-                        "the connection was refused after it was made; is this sender within the listener's `allow`?",
-                    ),
-                    _ => Ok(()),
-                }
+                timeout(PATIENCE, stream.read(&mut [0])).await
             }
-        }
+        };
+        refused.unwrap_or(Ok(0)).map(|_| ())
     }
+}
+
+/// What a sender's error most likely means.
+fn explain(error: io::Error) -> anyhow::Error {
+    let why = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nobody listens there",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "the connection was closed from there; is this sender within the listener's `allow`?"
+        }
+        _ => return error.into(),
+    };
+    anyhow!(error).context(why)
 }
 
 /// `SplitMix64`: its outputs are a permutation of its states, so no two of a run are equal.

@@ -778,9 +778,12 @@ async fn a_simulation_keeps_its_pace_and_says_what_is_wrong() {
     let nobody = bind(&tcp("")).unwrap().local_addr().unwrap();
     let elsewhere = serve(tcp("allow = [\"192.0.2.1\"]")).address;
     for (to, why) in [
-        (format!("udp://{nobody}"), "refused"),
+        (format!("udp://{nobody}"), "nobody listens"),
         (format!("tcp://{nobody}"), "connecting"),
-        (format!("tcp://{elsewhere}"), "failed"),
+        (
+            format!("tcp://{elsewhere}"),
+            "within the listener's `allow`",
+        ),
     ] {
         let mut refused = simulation.clone();
         refused.to = to.parse().unwrap();
