@@ -776,10 +776,20 @@ async fn a_simulation_keeps_its_pace_and_says_what_is_wrong() {
     assert!(said.contains("5.0") && said.contains("7.4"), "{said}");
 
     let nobody = bind(&tcp("")).unwrap().local_addr().unwrap();
-    let mut refused = simulation;
-    refused.to = format!("tcp://{nobody}").parse().unwrap();
-    let said = format!("{:#}", refused.run(Timestamp::now()).await.unwrap_err());
-    assert!(said.contains(&nobody.to_string()), "{said}");
+    let elsewhere = serve(tcp("allow = [\"192.0.2.1\"]")).address;
+    for (to, why) in [
+        (format!("udp://{nobody}"), "nobody listens"),
+        (format!("tcp://{nobody}"), "connecting"),
+        (
+            format!("tcp://{elsewhere}"),
+            "within the listener's `allow`",
+        ),
+    ] {
+        let mut refused = simulation.clone();
+        refused.to = to.parse().unwrap();
+        let said = format!("{:#}", refused.run(Timestamp::now()).await.unwrap_err());
+        assert!(said.contains(&to) && said.contains(why), "{said}");
+    }
 }
 
 #[test]
