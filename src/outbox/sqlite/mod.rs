@@ -392,3 +392,147 @@ fn delivery_number(id: &str) -> Result<i64, OutboxError> {
         Id::Activation(_) => Err(OutboxError::NotFound(id.to_owned())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::activation::ActivationCode;
+    use crate::activation::Device;
+    use crate::activation::Stage;
+
+    fn opened(dir: &Path) -> Sqlite {
+        let lock = File::create(dir.join("lock")).unwrap();
+        let key = Key::fresh().unwrap();
+        Sqlite::open(dir, lock, &|_| Ok(key.clone())).unwrap().0
+    }
+
+    fn event(user: &str) -> Activation {
+        let now = Timestamp::now();
+        Activation {
+            event_id: user.to_owned(),
+            device: Device {
+                id: "FGT60FTK19009408".to_owned(),
+                name: "BORDER-FGT".to_owned(),
+                vdom: "root".to_owned(),
+            },
+            user: user.to_owned(),
+            person: user.to_owned(),
+            logid: 38412,
+            description: "Token activation code sent".to_owned(),
+            stage: Stage::CodeSent,
+            rule: "activation code".to_owned(),
+            event_time: now,
+            received_at: now,
+            expires_at: now + SignedDuration::from_hours(72),
+            validity: Duration::from_secs(72 * 3600),
+            skew: SignedDuration::ZERO,
+            code: ActivationCode::captured("EEIOTCU3LENEDJMR"),
+            token: None,
+            addresses: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_loses_nothing_and_is_over_when_there_is_space_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = opened(dir.path());
+        let at_most = async |pages: i64| {
+            let set = move |tx: &Tx<'_>| {
+                Ok(tx.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?)
+            };
+            outbox.write(set).await.unwrap();
+        };
+        at_most(40).await;
+        let mut kept = 0;
+        let refused = loop {
+            match outbox.put(vec![event(&format!("user{kept}"))]).await {
+                Ok(_) => kept += 1,
+                Err(e) => break e,
+            }
+        };
+        assert!(
+            kept > 0 && matches!(refused, OutboxError::Full(_)),
+            "{kept}: {refused}"
+        );
+        assert!(refused.to_string().contains("no space left"), "{refused}");
+        assert_eq!(outbox.list(Filter::default()).await.unwrap().len(), kept);
+        at_most(1000).await;
+        let again = outbox
+            .put(vec![event(&format!("user{kept}"))])
+            .await
+            .unwrap();
+        assert!(
+            matches!(again[0], Stored::New { .. }),
+            "what was refused was not kept by half"
+        );
+        assert_eq!(
+            outbox.list(Filter::default()).await.unwrap().len(),
+            kept + 1
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_undoes_itself_and_not_its_neighbours() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = opened(dir.path());
+        let mark = |n: i64, fails: bool| {
+            outbox.write(move |tx| {
+                tx.execute("INSERT INTO history (at, what) VALUES (?, 'mark')", [n])?;
+                if fails {
+                    // An error of SQLite's own, as well as one of ours.
+                    tx.execute("INSERT INTO history (at, what) VALUES (?, NULL)", [n])?;
+                }
+                Ok(n)
+            })
+        };
+        let all = (0..64).map(|n| mark(n, n % 4 == 1));
+        let answers = futures_util::future::join_all(all).await;
+        assert_eq!(answers.iter().filter(|a| a.is_err()).count(), 16);
+        let marks = |db: &Connection| {
+            Ok(db.query_row("SELECT count(*) FROM history", [], |row| {
+                row.get::<_, i64>(0)
+            })?)
+        };
+        assert_eq!(outbox.read(marks).await.unwrap(), 48);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_most_is_found_by_an_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = opened(dir.path());
+        for (sql, index) in [
+            ("SELECT id FROM activation WHERE due_at <= 1 ORDER BY due_at, id LIMIT 9", "activation_due"),
+            ("SELECT min(due_at) FROM activation WHERE due_at IS NOT NULL", "activation_due"),
+            (
+                "SELECT id FROM delivery WHERE channel = 'a' AND due_at <= 1 AND expires_at > 1 AND ends_as IS NULL
+                     AND NOT (state = 'sending' AND on_uncertain = 'hold') ORDER BY due_at, id LIMIT 9",
+                "delivery_due",
+            ),
+            (
+                "SELECT id FROM delivery WHERE expires_at <= 1 AND state IN ('pending', 'leased', 'sending', 'needs-attention')
+                     AND (state <> 'sending' OR due_at <= 1) AND (?1 IS NULL OR channel = ?1) LIMIT 9",
+                "delivery_open",
+            ),
+            (
+                "SELECT id FROM delivery WHERE due_at <= 1 AND expires_at > 1 AND state IN ('leased', 'sending')
+                     AND (ends_as IS NOT NULL OR (state = 'sending' AND on_uncertain = 'hold')) LIMIT 9",
+                "delivery_busy",
+            ),
+            ("SELECT 1 FROM activation WHERE sealed IS NOT NULL AND expires_at <= 1 LIMIT 9", "activation_sealed"),
+        ] {
+            let plan = outbox
+                .read(move |db| {
+                    let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+                    let count = explain.parameter_count();
+                    let none = vec![None::<i64>; count];
+                    let lines = explain.query_map(rusqlite::params_from_iter(none), |row| row.get::<_, String>(3))?;
+                    Ok(lines.collect::<Result<Vec<_>, _>>()?.join("; "))
+                })
+                .await
+                .unwrap();
+            assert!(plan.contains(index), "{sql}: {plan}");
+        }
+    }
+}
