@@ -1,5 +1,9 @@
 //! Ways out. A carrier takes a notification to its next hop and says what that hop said; it never retries by itself.
 
+pub mod mail;
+pub mod smtp;
+pub mod tls;
+
 use std::sync::Mutex;
 use std::time::Duration;
 
