@@ -1,1 +1,5 @@
 //! What the tests share.
+
+pub mod authority;
+pub mod postfix;
+pub mod smtp_sink;
