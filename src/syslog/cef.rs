@@ -49,20 +49,27 @@ fn split(body: &[u8]) -> Option<Result<(&[u8], &[u8]), RecordError>> {
     }
     rest = rest.strip_prefix(b"0|")?;
     let (vendor, mut rest) = cell(rest)?;
-    if !vendor.eq_ignore_ascii_case(b"Fortinet") {
+    if vendor != b"Fortinet" {
         return None;
     }
-    let mut id: &[u8] = b"";
-    for name in ["product", "version", "id", "title", "severity"] {
-        let Some((text, after)) = cell(rest) else {
-            return Some(Err(RecordError::CefHeader));
-        };
-        if name == "id" {
-            id = text;
+    let Some(id) = header_id(rest) else {
+        return Some(Err(RecordError::CefHeader));
+    };
+    // Product, version, id, title, severity.
+    for _ in 0..5 {
+        match cell(rest) {
+            Some((_, after)) => rest = after,
+            None => return Some(Err(RecordError::CefHeader)),
         }
-        rest = after;
     }
     Some(Ok((id, rest)))
+}
+
+/// The signature id, from behind the vendor on.
+pub(super) fn header_id(rest: &[u8]) -> Option<&[u8]> {
+    let (_product, rest) = cell(rest)?;
+    let (_version, rest) = cell(rest)?;
+    cell(rest).map(|(id, _)| id)
 }
 
 /// Up to the next `|` that has no backslash before it, and what follows.
