@@ -2,8 +2,9 @@
 //!
 //! A FortiGate may send its whole traffic log. What passes is parsed in full and judged by its fields, never by the bytes.
 //! Every format names the field `logid` in plain bytes before its digits, or is CEF with the id in its header; searching
-//! these two words takes a quarter of the time that searching the ids' digits takes.
+//! these two words takes half the time that searching the ids' digits takes.
 
+use memchr::memchr;
 use memchr::memmem::Finder;
 
 use super::cef;
@@ -37,7 +38,8 @@ impl Gate {
         self.logid
             .find_iter(frame)
             .any(|at| self.wants(digits_after(rest(at, LOGID))))
-            || self.vendor.find_iter(frame).any(|at| {
+            // Hardly any other line holds a `|`, and one byte is found in half the time of a word.
+            || memchr(b'|', frame).is_some() && self.vendor.find_iter(frame).any(|at| {
                 cef::header_id(rest(at, VENDOR)).is_some_and(|id| self.wants(id.trim_ascii()))
             })
     }
