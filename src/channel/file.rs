@@ -87,7 +87,10 @@ impl Config {
             Some(to) => Some(mailbox(to.get_ref(), Some(to.span()))?),
             None => None,
         };
-        let sender = mail::Sender { from: from?, reply_to: None };
+        let sender = mail::Sender {
+            from: from?,
+            reply_to: None,
+        };
         good.then_some(File { dir, sender, to })
     }
 }

@@ -423,7 +423,10 @@ async fn a_stopped_consumer_costs_datagrams_and_each_is_counted() {
         relay.metrics.rejected(Rejected::Backlog) == 50
     })
     .await;
-    relay.intake.set_outbox_away(true);
+    relay
+        .frames
+        .outbox_away()
+        .store(true, std::sync::atomic::Ordering::Relaxed);
     socket.send_to(b"<1>a", relay.address).await.unwrap();
     until("the rejection", || {
         relay.metrics.rejected(Rejected::Outbox) == 1
