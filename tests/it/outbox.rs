@@ -1950,14 +1950,16 @@ async fn a_key_file_that_is_no_key_is_refused() {
     assert_eq!(fs::read(home.file("outbox.key")).unwrap(), b"hunter2\n");
 }
 
+type Damage = fn(&mut Vec<u8>);
+
 #[tokio::test]
 async fn a_damaged_database_is_put_aside_and_never_replaced_in_silence() {
-    let scribble: fn(&mut Vec<u8>) = |bytes| {
+    let scribble: Damage = |bytes| {
         for (at, byte) in bytes.iter_mut().enumerate().skip(4096) {
             *byte ^= (at % 251) as u8;
         }
     };
-    let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+    let damages: [(&str, Damage); 6] = [
         ("scribbled over", scribble),
         ("no header", |bytes| bytes[..100].fill(0xff)),
         ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),
