@@ -80,7 +80,8 @@ pub fn certificate_error(error: &io::Error, host: &str) -> Option<String> {
         return None;
     };
     let what = match error {
-        CertificateError::UnknownIssuer => {
+        // An authority of the same name but with another key shows as a bad signature.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "is signed by an authority that is not trusted here; put that authority's certificate into ca_file".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
@@ -97,6 +98,9 @@ pub fn certificate_error(error: &io::Error, host: &str) -> Option<String> {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired".to_owned(),
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "is not valid yet (is this machine's clock right?)".to_owned()
+        }
+        CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "is that of an authority and not of a server; give the server one that is signed by it".to_owned()
         }
         CertificateError::Revoked => "was revoked".to_owned(),
         other => format!("is not acceptable: {other}"),

@@ -205,12 +205,6 @@ async fn a_mail_is_taken_as_it_was_written() {
         mail.content
             .contains("To: \"Alice Example\" <alice@example.com>\r\n")
     );
-    assert_eq!(
-        seen.lines[0].1,
-        "EHLO [127.0.0.1]"
-            .to_owned()
-            .replace("[127.0.0.1]", seen.lines[0].1[5..].trim())
-    );
 }
 
 #[tokio::test]
@@ -695,13 +689,21 @@ async fn what_was_offered_in_the_clear_is_forgotten_inside_tls() {
 #[tokio::test]
 async fn a_certificate_that_is_not_trusted_is_named_with_its_flaw() {
     let authority = Authority::new();
-    let stranger = Authority::new();
+    let (namesake, stranger) = (Authority::new(), Authority::named("Stranger"));
     let dir = tempfile::tempdir().unwrap();
     let ca = authority.write(dir.path());
     for (identity, flaw) in [
         (
             stranger.sign(&["127.0.0.1"]),
             "signed by an authority that is not trusted",
+        ),
+        (
+            namesake.sign(&["127.0.0.1"]),
+            "signed by an authority that is not trusted",
+        ),
+        (
+            authority.sign_authority(&["127.0.0.1"]),
+            "is that of an authority and not of a server",
         ),
         (
             authority.sign(&["mail.example.com", "mx.example.com"]),

@@ -272,6 +272,23 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn an_answer_is_the_same_in_one_piece_and_byte_by_byte() {
+        let text = b"250-one\r\n250-\n250\r\n";
+        for buffer in [1, 2, 7, 1024] {
+            let (near, mut far) = tokio::io::duplex(buffer);
+            let mut dialogue = Dialogue::new(near);
+            let (reply, sent) = tokio::join!(dialogue.read_reply(), far.write_all(text));
+            sent.unwrap();
+            let reply = reply.unwrap();
+            assert_eq!(
+                (reply.code, reply.lines),
+                (250, vec!["one".to_owned(), String::new(), String::new()])
+            );
+            assert!(dialogue.in_step());
+        }
+    }
+
     #[test]
     fn a_line_that_begins_with_a_dot_gets_a_second_one() {
         assert_eq!(
