@@ -131,10 +131,9 @@ impl Dialogue {
     /// Says good-bye, without waiting longer than this for it to matter.
     pub(super) async fn quit(mut self, limit: Duration) {
         let farewell = async {
-            self.stream.write_all(b"QUIT\r\n").await?;
-            self.stream.flush().await?;
-            self.stream.read(&mut [0; 256]).await?;
-            self.stream.shutdown().await
+            self.write(b"QUIT\r\n", limit).await?;
+            self.read_reply().await?;
+            self.stream.shutdown().await.map_err(Fault::Lost)
         };
         // The connection ends either way, and nobody waits for how.
         drop(timeout(limit, farewell).await);
