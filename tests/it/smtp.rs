@@ -305,6 +305,8 @@ async fn a_waiting_connection_says_good_bye_after_a_few_seconds() {
     let sink = Setup::new().start().await;
     let smtp = channel(&sink, STEP, "");
     send(&smtp).await.unwrap();
+    // The task that waits has to start before the clock moves.
+    tokio::task::yield_now().await;
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(6)).await;
     tokio::time::resume();
