@@ -1,5 +1,6 @@
 //! Outgoing TLS: whom we trust, and a plain sentence for each certificate that we don't.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,9 +75,9 @@ fn roots_of_system(check: &mut Check) -> Option<RootCertStore> {
     Some(roots)
 }
 
-/// What is wrong with the certificate of `host`; `None` if a handshake failed for another reason.
-pub fn certificate_error(error: &io::Error, host: &str) -> Option<String> {
-    let rustls::Error::InvalidCertificate(error) = error.get_ref()?.downcast_ref()? else {
+/// What is wrong with the certificate of `host`, if that is what is behind this error.
+pub fn certificate_error(error: &(dyn Error + 'static), host: &str) -> Option<String> {
+    let rustls::Error::InvalidCertificate(error) = rustls_error(error)? else {
         return None;
     };
     let what = match error {
@@ -106,6 +107,23 @@ pub fn certificate_error(error: &io::Error, host: &str) -> Option<String> {
         other => format!("is not acceptable: {other}"),
     };
     Some(format!("the certificate of {host} {what}"))
+}
+
+/// rustls hides inside an `io::Error`, and HTTP hides that in turn.
+fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // An `io::Error` names as its source what its content names, not the content itself.
+        let inside = error.downcast_ref().and_then(io::Error::get_ref);
+        next = match inside {
+            Some(inside) => Some(inside),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// So many names of a foreign certificate are shown.
