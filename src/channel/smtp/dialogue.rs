@@ -131,10 +131,9 @@ impl Dialogue {
     /// Says good-bye, without waiting longer than this for it to matter.
     pub(super) async fn quit(mut self, limit: Duration) {
         let farewell = async {
-            self.stream.write_all(b"QUIT\r\n").await?;
-            self.stream.flush().await?;
-            self.stream.read(&mut [0; 256]).await?;
-            self.stream.shutdown().await
+            self.write(b"QUIT\r\n", limit).await?;
+            self.read_reply().await?;
+            self.stream.shutdown().await.map_err(Fault::Lost)
         };
         // The connection ends either way, and nobody waits for how.
         drop(timeout(limit, farewell).await);
@@ -269,6 +268,23 @@ mod tests {
         Reply {
             code,
             lines: vec![text.to_owned()],
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_the_same_in_one_piece_and_byte_by_byte() {
+        let text = b"250-one\r\n250-\n250\r\n";
+        for buffer in [1, 2, 7, 1024] {
+            let (near, mut far) = tokio::io::duplex(buffer);
+            let mut dialogue = Dialogue::new(near);
+            let (reply, sent) = tokio::join!(dialogue.read_reply(), far.write_all(text));
+            sent.unwrap();
+            let reply = reply.unwrap();
+            assert_eq!(
+                (reply.code, reply.lines),
+                (250, vec!["one".to_owned(), String::new(), String::new()])
+            );
+            assert!(dialogue.in_step());
         }
     }
 
