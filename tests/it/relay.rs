@@ -32,7 +32,7 @@ async fn a_line_by_udp_and_by_tcp_becomes_a_mail_to_its_person() {
             .iter()
             .find(|m| m.to == [address.clone()])
             .unwrap_or_else(|| panic!("no mail to {address}"));
-        assert_eq!(
+        assert!(
             mail.content.matches(&code(n)).count() >= 2,
             "the code stands in both parts"
         );
