@@ -1,6 +1,7 @@
 //! The configuration file: the sum of the modules' `Config`s, read with the place of every value, checked as a whole.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
@@ -61,6 +62,8 @@ pub struct Config {
     pub pipeline: Pipeline,
     /// Everything behind the outbox.
     pub dispatch: dispatch::Settings,
+    /// The message ids of all rules.
+    pub wanted_ids: BTreeSet<u32>,
     /// The channels by name, also those whose secrets can't be read here.
     pub channels: Vec<ChannelFacts>,
     /// The outbox.
@@ -553,13 +556,14 @@ impl File {
         if check.has_problems() {
             return None;
         }
-        let recipients = recipients?;
+        let (recipients, rules) = (recipients?, rules?);
         let mismatch = recipients.mismatch;
         Some(Config {
             state_dir,
             http: self.http,
             listeners,
-            pipeline: Pipeline::new(rules?, devices?, recipients, admissions),
+            wanted_ids: rules.ids().collect(),
+            pipeline: Pipeline::new(rules, devices?, recipients, admissions),
             dispatch: dispatch::Settings {
                 directories: directories?,
                 routes: routes?,

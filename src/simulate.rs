@@ -1,5 +1,7 @@
 //! A FortiGate on the wire: activation events among the other lines that a firewall logs. Everything in them is made up.
 
+mod format;
+
 use std::fmt;
 use std::fmt::Write as _;
 use std::io;
@@ -20,6 +22,9 @@ use tokio::net::UdpSocket;
 use tokio::net::lookup_host;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
+
+pub use format::FORMATS;
+pub use format::Format;
 
 /// What the simulated device calls itself.
 pub const DEVICE_NAME: &str = "SIMULATED-FGT";
@@ -145,34 +150,6 @@ impl fmt::Display for Target {
         } else {
             write!(f, "{scheme}://{host}:{port}")
         }
-    }
-}
-
-/// How a FortiGate writes a log (`set format`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// `set format default`: key=value.
-    Kv,
-}
-
-/// The formats by name.
-pub const FORMATS: &[(&str, Format)] = &[("kv", Format::Kv)];
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        FORMATS
-            .iter()
-            .find(|(name, _)| *name == text)
-            .map(|(_, format)| *format)
-            .ok_or_else(|| {
-                let names: Vec<_> = FORMATS.iter().map(|(name, _)| *name).collect();
-                format!(
-                    "the format \"{text}\" is not known; write {}",
-                    names.join(" or ")
-                )
-            })
     }
 }
 
@@ -684,9 +661,12 @@ impl Device {
     }
 
     fn line(&self, line: &mut String, time: Timestamp, head: &Head, fields: &str) {
-        match self.format {
-            Format::Kv => self.kv(line, time, head, fields),
+        if self.format == Format::Kv {
+            return self.kv(line, time, head, fields);
         }
+        let mut kv = String::with_capacity(1024);
+        self.kv(&mut kv, time, head, fields);
+        self.format.write(&kv, line);
     }
 
     fn kv(&self, line: &mut String, time: Timestamp, head: &Head, fields: &str) {

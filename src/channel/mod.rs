@@ -94,7 +94,7 @@ pub enum Reveal {
 #[derive(Clone, Debug)]
 pub enum Config {
     /// `type = "smtp"`
-    Smtp(smtp::Config),
+    Smtp(Box<smtp::Config>),
     /// `type = "file"`
     File(file::Config),
     /// `type = "webhook"`
@@ -137,7 +137,7 @@ impl Config {
     /// Reads the keys that belong to this kind; `None`: there is no such kind.
     pub fn read<'de, D: Deserializer<'de>>(kind: &str, keys: D) -> Option<Result<Self, D::Error>> {
         Some(match kind {
-            "smtp" => smtp::Config::deserialize(keys).map(Self::Smtp),
+            "smtp" => smtp::Config::deserialize(keys).map(|smtp| Self::Smtp(Box::new(smtp))),
             "file" => file::Config::deserialize(keys).map(Self::File),
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),

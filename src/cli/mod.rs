@@ -2,6 +2,7 @@
 
 mod check;
 mod explain;
+mod fortigate_cli;
 mod keygen;
 mod queue;
 mod replay;
@@ -39,6 +40,7 @@ enum Command {
     SendTest(send_test::Args),
     Queue(queue::Args),
     Simulate(simulate::Args),
+    FortigateCli(fortigate_cli::Args),
     Keygen(keygen::Args),
     /// Print completions for a shell
     Completions {
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::SendTest(args) => args.run(),
         Command::Queue(args) => args.run(),
         Command::Simulate(args) => args.run(),
+        Command::FortigateCli(args) => args.run(),
         Command::Keygen(args) => args.run(),
         Command::Completions { shell } => {
             clap_complete::generate(
