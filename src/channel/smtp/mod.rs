@@ -3,9 +3,11 @@
 mod reply;
 mod session;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::Weak;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use lettre::message::Mailbox;
 use serde::Deserialize;
 use tokio::time::Instant;
 use toml::Spanned;
+use zeroize::Zeroizing;
 
 use super::mail;
 use super::tls;
@@ -88,8 +91,17 @@ pub struct Smtp {
     idle: Arc<Idle>,
 }
 
+/// Open connections that nobody uses just now.
 #[derive(Default)]
-struct Idle(Mutex<Vec<(Session, Instant)>>);
+struct Idle(Mutex<Parked>);
+
+#[derive(Default)]
+struct Parked {
+    /// Since when each one waits.
+    sessions: Vec<(Session, Instant)>,
+    /// A task is there that ends them.
+    watched: bool,
+}
 
 impl Config {
     /// It has a fixed recipient, whom others may be reading with.
@@ -101,7 +113,9 @@ impl Config {
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Smtp> {
         let host = self.host.get_ref().trim().to_owned();
         let local = is_loopback(&host);
-        if host.is_empty() || host.contains(['/', ' ', '@']) {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let with_port = host.contains(':') && bare.parse::<IpAddr>().is_err();
+        if host.is_empty() || host.contains(['/', ' ', '@']) || with_port {
             let text = format!("\"{host}\" is no host; write its name or address, without a port");
             check.problem(self.host.span(), text);
         }
@@ -139,11 +153,11 @@ impl Config {
         let return_path = self.return_path.as_ref().map(|r| address(r, check));
         let to = self.to.as_ref().map(|t| address(t, check));
         if let Some(name) = &self.ehlo
-            && !name.get_ref().bytes().all(|b| b.is_ascii_graphic())
+            && (name.get_ref().is_empty() || !name.get_ref().bytes().all(|b| b.is_ascii_graphic()))
         {
             check.problem(
                 name.span(),
-                "the name in EHLO has neither blanks nor special letters",
+                "the name in EHLO is one word of ASCII letters, such as \"relay.example.com\"",
             );
         }
         let from = from?;
@@ -216,7 +230,7 @@ fn is_loopback(host: &str) -> bool {
         || host
             .trim_start_matches('[')
             .trim_end_matches(']')
-            .parse::<std::net::IpAddr>()
+            .parse::<IpAddr>()
             .is_ok_and(|ip| ip.is_loopback())
 }
 
@@ -255,71 +269,83 @@ impl Smtp {
         ]
     }
 
-    async fn deliver(
-        &self,
-        session: &mut Session,
-        to: &Address,
-        message: &[u8],
-        attempt: &Attempt<'_>,
-    ) -> Result<String, SendError> {
-        session
-            .transact(&self.return_path, to, message, attempt)
-            .await
-    }
-
-    /// Keeps a session whose last reply was the expected one, or one that a RSET has put in order.
-    async fn keep(
-        &self,
-        mut session: Session,
-        sent: &Result<String, SendError>,
-        attempt: &Attempt<'_>,
-    ) {
-        let fit = match sent {
-            Ok(_) => true,
-            // The server has answered, so its replies are still in step.
-            Err(SendError::Permanent { .. }) => session.reset(attempt).await,
-            Err(_) => false,
-        };
-        if fit {
-            self.idle.put(session);
+    /// A session in which the relay has taken sender and recipient.
+    async fn begin(&self, to: &Address, attempt: &Attempt<'_>) -> Result<Session, SendError> {
+        if let Some(mut session) = self.idle.take() {
+            attempt
+                .transcript
+                .line(|| "* an open connection is used again".to_owned());
+            match session.begin(&self.return_path, to, attempt).await {
+                Ok(()) => return Ok(session),
+                // It had ended while it waited, which says nothing about the relay.
+                Err(_) if session.is_lost() => {}
+                Err(refused) => {
+                    self.idle.put(session);
+                    return Err(refused);
+                }
+            }
+        }
+        let mut session = self.server.connect(attempt).await?;
+        match session.begin(&self.return_path, to, attempt).await {
+            Ok(()) => Ok(session),
+            Err(e) => {
+                self.idle.put(session);
+                Err(e)
+            }
         }
     }
 }
 
 impl Idle {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Session, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, Parked> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self) -> Option<Session> {
-        let mut idle = self.lock();
-        idle.retain(|(_, since)| since.elapsed() < KEEP_IDLE);
-        idle.pop().map(|(session, _)| session)
+        let mut parked = self.lock();
+        loop {
+            let (mut session, since) = parked.sessions.pop()?;
+            if since.elapsed() < KEEP_IDLE && session.is_quiet() {
+                return Some(session);
+            }
+        }
     }
 
-    /// Keeps a session for a while; then it says good-bye by itself.
+    /// Keeps a session for a while, unless it is lost; then says good-bye.
     fn put(self: &Arc<Self>, session: Session) {
-        let mut idle = self.lock();
-        if idle.len() >= MAX_IDLE {
+        if session.is_lost() {
             return;
         }
-        idle.push((session, Instant::now()));
-        let pool: Weak<Self> = Arc::downgrade(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(KEEP_IDLE).await;
-            let Some(pool) = pool.upgrade() else { return };
-            let over: Vec<_> = {
-                let mut idle = pool.lock();
-                let (over, kept) = std::mem::take(&mut *idle)
-                    .into_iter()
-                    .partition(|(_, since)| since.elapsed() >= KEEP_IDLE);
-                *idle = kept;
-                over
-            };
-            for (session, _) in over {
-                session.quit().await;
-            }
-        });
+        let mut parked = self.lock();
+        if parked.sessions.len() >= MAX_IDLE {
+            return;
+        }
+        parked.sessions.push((session, Instant::now()));
+        if !std::mem::replace(&mut parked.watched, true) {
+            tokio::spawn(watch(Arc::downgrade(self)));
+        }
+    }
+}
+
+/// Ends the sessions that waited for too long, until none is left.
+async fn watch(idle: Weak<Idle>) {
+    let mut watched = true;
+    while watched {
+        tokio::time::sleep(KEEP_IDLE).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let over: Vec<_> = {
+            let mut parked = idle.lock();
+            let (over, kept) = std::mem::take(&mut parked.sessions)
+                .into_iter()
+                .partition(|(_, since)| since.elapsed() >= KEEP_IDLE);
+            parked.sessions = kept;
+            watched = !parked.sessions.is_empty();
+            parked.watched = watched;
+            over
+        };
+        for (session, _) in over {
+            session.quit().await;
+        }
     }
 }
 
@@ -345,29 +371,13 @@ impl Carrier for Smtp {
             attempt.note,
         )
         .map_err(|e| permanent(e.to_string()))?;
-        let mut sent = None;
-        if let Some(mut session) = self.idle.take() {
-            attempt
-                .transcript
-                .line(|| "* an open connection is used again".to_owned());
-            let result = self.deliver(&mut session, &to, &message, attempt).await;
-            // What failed before the commit point may only show that the open connection had ended meanwhile.
-            if !matches!(
-                result,
-                Err(SendError::Transient { .. } | SendError::Away { .. })
-            ) {
-                sent = Some((session, result));
-            }
-        }
-        let (session, result) = match sent {
-            Some(done) => done,
-            None => {
-                let mut session = self.server.connect(attempt).await?;
-                let result = self.deliver(&mut session, &to, &message, attempt).await;
-                (session, result)
-            }
+        let message = Zeroizing::new(message);
+        let mut session = self.begin(&to, attempt).await?;
+        let sent = match attempt.commit.commit().await {
+            Ok(()) => session.finish(&message, attempt).await,
+            Err(e) => Err(e),
         };
-        self.keep(session, &result, attempt).await;
-        result.map(|said| Receipt { said })
+        self.idle.put(session);
+        sent.map(|said| Receipt { said })
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::FutureExt;
 use lettre::Address;
 use lettre::transport::smtp::commands::Data;
 use lettre::transport::smtp::commands::Ehlo;
@@ -19,6 +20,7 @@ use lettre::transport::smtp::commands::Rset;
 use lettre::transport::smtp::commands::Starttls;
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::extension::MailParameter;
+use rustls::CertificateError;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncBufReadExt;
@@ -82,17 +84,15 @@ pub struct Server {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection that is ready for a transaction.
+/// A connection on which every command has had its reply, or which is lost.
 pub struct Session {
     stream: BufReader<Box<dyn Stream>>,
     extensions: Vec<String>,
     timeout: Duration,
-}
-
-/// What a step came to, if not to the reply that was hoped for.
-enum Failure {
-    Refused(Reply),
-    Lost(String),
+    /// MAIL has been sent, and nothing has ended its transaction.
+    in_transaction: bool,
+    /// A reply is outstanding, failed to come, or was the last one (421).
+    lost: bool,
 }
 
 impl Server {
@@ -103,11 +103,7 @@ impl Server {
             Tls::Implicit => Box::new(self.handshake(Box::new(tcp), attempt).await?),
             Tls::Starttls | Tls::None => Box::new(tcp),
         };
-        let mut session = Session {
-            stream: BufReader::new(stream),
-            extensions: Vec::new(),
-            timeout: self.timeout,
-        };
+        let mut session = Session::new(stream, self.timeout);
         let name = self.client_id(local);
         session.expect(Stage::Greeting, 220, attempt).await?;
         session.ehlo(&name, attempt).await?;
@@ -168,7 +164,7 @@ impl Server {
         session
             .command(Stage::StartTls, Starttls, 220, attempt)
             .await?;
-        if !session.stream.buffer().is_empty() {
+        if !session.is_quiet() && !session.stream.buffer().is_empty() {
             return Err(SendError::Broken {
                 reason: format!(
                     "{} sent more than its reply to STARTTLS; somebody may be in between",
@@ -177,11 +173,8 @@ impl Server {
             });
         }
         let stream = self.handshake(session.stream.into_inner(), attempt).await?;
-        Ok(Session {
-            stream: BufReader::new(Box::new(stream)),
-            extensions: Vec::new(),
-            timeout: self.timeout,
-        })
+        // What was offered in clear is forgotten with the old session.
+        Ok(Session::new(Box::new(stream), self.timeout))
     }
 
     async fn handshake(
@@ -205,15 +198,20 @@ impl Server {
     }
 
     fn no_tls(&self, error: &io::Error) -> SendError {
+        let place = self.place();
         match error.get_ref().and_then(|e| e.downcast_ref()) {
             Some(rustls::Error::InvalidCertificate(why)) => SendError::Broken {
+                reason: format!("the certificate of {place} is not accepted: {}", fault(why)),
+            },
+            // What a server says that doesn't speak TLS.
+            Some(rustls::Error::InvalidMessage(_)) => SendError::Away {
                 reason: format!(
-                    "the certificate of {} is not accepted: {why}; ca_file names a private CA",
-                    self.place()
+                    "{place} doesn't speak TLS here; is it a port for tls = \"starttls\"?"
                 ),
+                after: None,
             },
             _ => SendError::Away {
-                reason: format!("no TLS connection to {}: {error}", self.place()),
+                reason: format!("no TLS connection to {place}: {error}"),
                 after: None,
             },
         }
@@ -242,62 +240,94 @@ impl Server {
 }
 
 impl Session {
-    /// One message to one recipient. `Ok` means 250 after the final dot, and nothing else does.
-    pub async fn transact(
+    fn new(stream: Box<dyn Stream>, timeout: Duration) -> Self {
+        Self {
+            stream: BufReader::new(stream),
+            extensions: Vec::new(),
+            timeout,
+            in_transaction: false,
+            lost: false,
+        }
+    }
+
+    /// It can't be used again.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Nothing has come that wasn't asked for, neither bytes nor the end.
+    pub fn is_quiet(&mut self) -> bool {
+        self.stream.buffer().is_empty() && self.stream.fill_buf().now_or_never().is_none()
+    }
+
+    /// Names the sender and the one recipient of a message.
+    pub async fn begin(
         &mut self,
         from: &Address,
         to: &Address,
+        attempt: &Attempt<'_>,
+    ) -> Result<(), SendError> {
+        let mut parameters = Vec::new();
+        for (address, is_ours) in [(from, true), (to, false)] {
+            let address: &str = address.as_ref();
+            if address.is_ascii() || self.offers("SMTPUTF8") {
+                continue;
+            }
+            return Err(if is_ours {
+                SendError::Broken {
+                    reason:
+                        "the sender's address is not ASCII, and the relay doesn't offer SMTPUTF8"
+                            .to_owned(),
+                }
+            } else {
+                SendError::Permanent {
+                    reason: "the address is not ASCII, and the relay doesn't offer SMTPUTF8"
+                        .to_owned(),
+                }
+            });
+        }
+        let (sender, recipient): (&str, &str) = (from.as_ref(), to.as_ref());
+        if !sender.is_ascii() || !recipient.is_ascii() {
+            parameters.push(MailParameter::SmtpUtfEight);
+        }
+        if self.in_transaction {
+            self.command(Stage::Mail, Rset, 250, attempt).await?;
+            self.in_transaction = false;
+        }
+        self.in_transaction = true;
+        let mail = Mail::new(Some(from.clone()), parameters);
+        self.command(Stage::Mail, mail, 250, attempt).await?;
+        let rcpt = Rcpt::new(to.clone(), Vec::new());
+        self.command(Stage::Rcpt, rcpt, 250, attempt).await?;
+        Ok(())
+    }
+
+    /// Sends the message. `Ok` means 250 after the final dot, and nothing else does.
+    pub async fn finish(
+        &mut self,
         message: &[u8],
         attempt: &Attempt<'_>,
     ) -> Result<String, SendError> {
-        let mut parameters = Vec::new();
-        if !from.to_string().is_ascii() || !to.to_string().is_ascii() {
-            if !self.offers("SMTPUTF8") {
-                return Err(SendError::Permanent {
-                    reason: "the address is not ASCII, and the relay doesn't offer SMTPUTF8"
-                        .to_owned(),
-                });
-            }
-            parameters.push(MailParameter::SmtpUtfEight);
-        }
-        self.command(
-            Stage::Mail,
-            Mail::new(Some(from.clone()), parameters),
-            250,
-            attempt,
-        )
-        .await?;
-        self.command(Stage::Rcpt, Rcpt::new(to.clone(), Vec::new()), 250, attempt)
-            .await?;
-        attempt.commit.commit().await?;
         self.command(Stage::Data, Data, 354, attempt).await?;
         attempt
             .transcript
             .line(|| format!("> (the message, {} bytes)", message.len()));
-        let end = self.timeout.max(LEAST_END_TIMEOUT);
-        let stream = &mut self.stream;
-        let sent = within(end, async {
-            stream.write_all(&stuffed(message)).await?;
-            stream.flush().await
-        });
-        let outcome = match sent.await {
-            Ok(()) => self.reply(end, attempt).await,
-            Err(e) => Err(Failure::Lost(e.to_string())),
+        self.write(&stuffed(message), Stage::End).await?;
+        let unknown = |why: String| SendError::Unknown {
+            reason: format!("the connection was lost after the message was sent: {why}"),
         };
-        match outcome {
-            Ok(reply) if reply.code == 250 => {
-                Ok(attempt.redactor.clean(&format!("250 {}", reply.text)))
-            }
-            Ok(reply) | Err(Failure::Refused(reply)) => Err(refused(Stage::End, &reply, attempt)),
-            Err(Failure::Lost(why)) => Err(SendError::Unknown {
-                reason: format!("the connection was lost after the message was sent: {why}"),
-            }),
+        // From its first byte on the relay may have the whole message.
+        self.write(b".\r\n", Stage::End)
+            .await
+            .map_err(|e| unknown(e.to_string()))?;
+        let limit = self.timeout.max(LEAST_END_TIMEOUT);
+        let reply = self.reply(limit, attempt).await.map_err(unknown)?;
+        self.in_transaction = false;
+        if reply.code == 250 {
+            Ok(attempt.redactor.clean(&format!("250 {}", reply.text)))
+        } else {
+            Err(refused(Stage::End, &reply, attempt))
         }
-    }
-
-    /// Makes the session fit for another transaction; `false`: it isn't.
-    pub async fn reset(&mut self, attempt: &Attempt<'_>) -> bool {
-        self.command(Stage::Mail, Rset, 250, attempt).await.is_ok()
     }
 
     /// Says good-bye; what the server answers is of no interest.
@@ -336,12 +366,15 @@ impl Session {
         password: &Secret,
         attempt: &Attempt<'_>,
     ) -> Result<(), SendError> {
-        let offered: Vec<String> = self
+        let mut offered: Vec<String> = self
             .extensions
             .iter()
             .filter_map(|e| e.strip_prefix("AUTH").filter(|m| m.starts_with([' ', '='])))
             .flat_map(|m| m[1..].split_whitespace().map(str::to_owned))
             .collect();
+        // Some relays say it twice, as "AUTH" and as "AUTH=".
+        offered.sort();
+        offered.dedup();
         let offers = |mechanism: &str| offered.iter().any(|m| m == mechanism);
         if offers("PLAIN") {
             let text = Zeroizing::new(format!("\0{user}\0{}", password.expose()));
@@ -398,13 +431,20 @@ impl Session {
     }
 
     async fn write(&mut self, bytes: &[u8], stage: Stage) -> Result<(), SendError> {
+        // What has come already can't be the reply to what follows.
+        if self.lost || !self.is_quiet() {
+            self.lost = true;
+            return Err(lost(stage, "it hung up, or said what nobody asked for"));
+        }
+        self.lost = true;
         let stream = &mut self.stream;
-        within(self.timeout, async {
+        let written = within(self.timeout, async {
             stream.write_all(bytes).await?;
             stream.flush().await
-        })
-        .await
-        .map_err(|e| lost(stage, &e.to_string()))
+        });
+        written.await.map_err(|e| lost(stage, &e.to_string()))?;
+        self.lost = false;
+        Ok(())
     }
 
     async fn expect(
@@ -413,66 +453,31 @@ impl Session {
         wanted: u16,
         attempt: &Attempt<'_>,
     ) -> Result<Reply, SendError> {
-        match self.reply(self.timeout, attempt).await {
-            // RCPT may be answered with 251 and 252 too; both mean that the relay takes it.
+        let reply = self
+            .reply(self.timeout, attempt)
+            .await
+            .map_err(|why| lost(stage, &why))?;
+        // RCPT may be answered with 251 and 252 too; both mean that the relay takes it.
+        if reply.code == wanted || (stage == Stage::Rcpt && matches!(reply.code, 251 | 252)) {
             Ok(reply)
-                if reply.code == wanted
-                    || (stage == Stage::Rcpt && matches!(reply.code, 251 | 252)) =>
-            {
-                Ok(reply)
-            }
-            Ok(reply) | Err(Failure::Refused(reply)) => Err(refused(stage, &reply, attempt)),
-            Err(Failure::Lost(why)) => Err(lost(stage, &why)),
+        } else {
+            Err(refused(stage, &reply, attempt))
         }
     }
 
-    async fn reply(&mut self, limit: Duration, attempt: &Attempt<'_>) -> Result<Reply, Failure> {
-        let stream = &mut self.stream;
-        let read = within(limit, async move {
-            let mut lines: Vec<String> = Vec::new();
-            let mut code = 0;
-            loop {
-                let line = read_line(stream).await?;
-                let (this, rest) = line
-                    .split_at_checked(3)
-                    .filter(|(digits, _)| digits.bytes().all(|b| b.is_ascii_digit()))
-                    .ok_or_else(|| no_smtp("its answer is no SMTP reply"))?;
-                let this = this.parse().map_err(io::Error::other)?;
-                if !lines.is_empty() && this != code {
-                    return Err(no_smtp("the lines of its reply have different codes"));
-                }
-                code = this;
-                let goes_on = rest.starts_with('-');
-                lines.push(rest.get(1..).unwrap_or_default().to_owned());
-                if !goes_on {
-                    return Ok(Reply {
-                        code,
-                        text: lines.join("\n"),
-                    });
-                }
-                if lines.len() >= MAX_REPLY_LINES {
-                    return Err(no_smtp("its reply never ends"));
-                }
-            }
-        });
-        match read.await {
-            Ok(reply) => {
-                for line in reply.text.lines() {
-                    attempt
-                        .transcript
-                        .line(|| format!("< {} {}", reply.code, attempt.redactor.clean(line)));
-                }
-                if reply.text.is_empty() {
-                    attempt.transcript.line(|| format!("< {}", reply.code));
-                }
-                if reply.code >= 400 {
-                    Err(Failure::Refused(reply))
-                } else {
-                    Ok(reply)
-                }
-            }
-            Err(e) => Err(Failure::Lost(e.to_string())),
+    /// The next reply; `Err` says how the connection was lost.
+    async fn reply(&mut self, limit: Duration, attempt: &Attempt<'_>) -> Result<Reply, String> {
+        self.lost = true;
+        let reply = within(limit, read_reply(&mut self.stream))
+            .await
+            .map_err(|e| e.to_string())?;
+        self.lost = reply.code == 421;
+        for line in reply.text.split('\n') {
+            attempt
+                .transcript
+                .line(|| attempt.redactor.clean(&format!("< {} {line}", reply.code)));
         }
+        Ok(reply)
     }
 }
 
@@ -511,8 +516,46 @@ async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
         Ok(done) => done,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("nothing came within {limit:?}"),
+            format!("nothing happened within {limit:?}"),
         )),
+    }
+}
+
+async fn read_reply(stream: &mut BufReader<Box<dyn Stream>>) -> io::Result<Reply> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut code = None;
+    loop {
+        let line = read_line(stream).await?;
+        let (this, goes_on, text) =
+            reply_line(&line).ok_or_else(|| no_smtp("its answer is no SMTP reply"))?;
+        if code.replace(this).is_some_and(|before| before != this) {
+            return Err(no_smtp("the lines of its reply have different codes"));
+        }
+        lines.push(text.to_owned());
+        if !goes_on {
+            return Ok(Reply {
+                code: this,
+                text: lines.join("\n"),
+            });
+        }
+        if lines.len() >= MAX_REPLY_LINES {
+            return Err(no_smtp("its reply never ends"));
+        }
+    }
+}
+
+/// The code, whether another line follows, and the text.
+fn reply_line(line: &str) -> Option<(u16, bool, &str)> {
+    let (digits, rest) = line.split_at_checked(3)?;
+    let code = match digits.as_bytes() {
+        [b'2'..=b'5', b'0'..=b'9', b'0'..=b'9'] => digits.parse().ok()?,
+        _ => return None,
+    };
+    match rest.as_bytes().first() {
+        None => Some((code, false, "")),
+        Some(b' ') => Some((code, false, &rest[1..])),
+        Some(b'-') => Some((code, true, &rest[1..])),
+        Some(_) => None,
     }
 }
 
@@ -540,7 +583,20 @@ async fn read_line(stream: &mut BufReader<Box<dyn Stream>>) -> io::Result<String
     }
 }
 
-/// The message with its dots doubled (RFC 5321 section 4.5.2) and its end.
+/// What is wrong with a certificate, and what to do about it.
+fn fault(error: &CertificateError) -> String {
+    match error {
+        CertificateError::UnknownIssuer => {
+            "its issuer is not known here; ca_file names a private CA".to_owned()
+        }
+        CertificateError::NotValidForName => "it was issued for another name".to_owned(),
+        CertificateError::Expired => "it has expired".to_owned(),
+        CertificateError::NotValidYet => "it is not valid yet; is the clock right?".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// The message with its dots doubled (RFC 5321 section 4.5.2), ready for the final one.
 fn stuffed(message: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(message.len() + 64));
     for line in message.split_inclusive(|b| *b == b'\n') {
@@ -552,7 +608,6 @@ fn stuffed(message: &[u8]) -> Zeroizing<Vec<u8>> {
     if !out.ends_with(b"\r\n") {
         out.extend_from_slice(b"\r\n");
     }
-    out.extend_from_slice(b".\r\n");
     out
 }
 
@@ -561,9 +616,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dots_at_the_start_of_a_line_are_doubled_and_the_end_is_one_line() {
-        assert_eq!(&*stuffed(b"a\r\n.\r\n..b\r\n"), b"a\r\n..\r\n...b\r\n.\r\n");
-        assert_eq!(&*stuffed(b"a"), b"a\r\n.\r\n");
-        assert_eq!(&*stuffed(b".a\r\n"), b"..a\r\n.\r\n");
+    fn dots_at_the_start_of_a_line_are_doubled_and_the_last_line_is_ended() {
+        assert_eq!(&*stuffed(b"a\r\n.\r\n..b\r\n"), b"a\r\n..\r\n...b\r\n");
+        assert_eq!(&*stuffed(b"a"), b"a\r\n");
+        assert_eq!(&*stuffed(b".a\r\n"), b"..a\r\n");
+    }
+
+    #[test]
+    fn a_reply_line_is_a_code_and_perhaps_a_text() {
+        assert_eq!(reply_line("250 ok"), Some((250, false, "ok")));
+        assert_eq!(
+            reply_line("250-PIPELINING"),
+            Some((250, true, "PIPELINING"))
+        );
+        assert_eq!(reply_line("250"), Some((250, false, "")));
+        for line in [
+            "", "25", "2500 ok", "abc", "650 ok", "150 ok", "2é0 ok", "250\tok",
+        ] {
+            assert_eq!(reply_line(line), None, "{line}");
+        }
     }
 }
