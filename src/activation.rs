@@ -140,7 +140,7 @@ pub struct Activation {
 
 /// A code is 10 bytes in base32.
 const CODE_CHARS: usize = 16;
-/// Version 4, type 1: what FortiGates and FortiCare issue.
+/// Version 4, type 1: what a FortiGate hands out.
 const CODE_FIRST_BYTE: u8 = 0x21;
 const MIN_CAPTURED_CHARS: usize = 4;
 const MAX_CAPTURED_CHARS: usize = 128;

@@ -199,9 +199,13 @@ impl Pipeline {
 
     fn recognise(&self, frame: &Frame, record: &Record<'_>) -> Recognised<'_> {
         let (devid, devname, vdom) = (record.get("devid"), record.get("devname"), record.get("vd"));
+        // FortiOS's CEF has no devname, but a header of its own with the name as host.
+        let host_is_name = record.format() == "cef";
         let claim = Claim {
             devid: devid.as_deref(),
-            devname: devname.as_deref(),
+            devname: devname
+                .as_deref()
+                .or(record.host().filter(|_| host_is_name)),
             host: record.host(),
             vdom: vdom.as_deref(),
         };
@@ -379,11 +383,9 @@ fn token(record: &Record<'_>, msg: &str) -> Option<String> {
 
 /// Log text fit for a page, a mail or a header: control characters become blanks, the length is bounded.
 fn one_line(text: &str, max_chars: usize) -> String {
-    let line: String = text
-        .trim()
+    text.trim()
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(max_chars)
-        .collect();
-    line
+        .collect()
 }

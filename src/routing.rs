@@ -274,7 +274,7 @@ fn names(list: Vec<Spanned<String>>) -> Vec<String> {
 fn check_channels(config: &Config, channels: &[ChannelFacts], check: &mut Check) -> bool {
     let here = config.to.span();
     let to = config.to.get_ref();
-    let known = |name: &Spanned<String>| channels.iter().find(|c| c.name == name.get_ref());
+    let known = |name: &Spanned<String>| channels.iter().find(|c| c.name == *name.get_ref());
     let mut good = true;
     for name in to.iter().chain(&config.fallback).chain(&config.escalate) {
         if known(name).is_none() {

@@ -259,7 +259,9 @@ mod tests {
     use super::*;
     use crate::syslog;
 
-    fn build(toml: &str) -> Result<Rules, Vec<(Option<std::ops::Range<usize>>, String)>> {
+    type Said = (Option<std::ops::Range<usize>>, String);
+
+    fn build(toml: &str) -> Result<Rules, Vec<Said>> {
         #[derive(Deserialize)]
         struct File {
             #[serde(default)]

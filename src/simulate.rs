@@ -2,15 +2,18 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context;
+use anyhow::anyhow;
 use anyhow::bail;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::UdpSocket;
@@ -32,8 +35,11 @@ const PEOPLE: [&str; 10] = [
 /// Lines are written to a stream in pieces of about this size.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// Nobody who is there takes longer to answer or to read.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody who is there takes longer to answer or to close.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An ICMP message that nobody listens is there by then, if it comes at all.
+const REFUSAL_TIME: Duration = Duration::from_millis(100);
 
 /// Where the lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +255,22 @@ impl Simulation {
             zone: TimeZone::system(),
             session: 1000,
         };
+        let sent = self.send_all(&mut sender, &mut device, now).await;
+        let summary = match sent {
+            Ok(summary) => sender.close().await.map(|()| summary),
+            Err(error) => Err(error),
+        };
+        summary
+            .map_err(explain)
+            .with_context(|| format!("sending to {} failed", self.to))
+    }
+
+    async fn send_all(
+        &self,
+        sender: &mut Sender,
+        device: &mut Device,
+        now: Timestamp,
+    ) -> io::Result<Summary> {
         let start = Instant::now();
         let mut summary = Summary {
             activations: 0,
@@ -272,18 +294,12 @@ impl Simulation {
                     device.activation(&mut line, time, &self.user(n));
                     summary.activations += 1;
                 }
-                sender
-                    .send(line.as_bytes())
-                    .await
-                    .with_context(|| format!("sending to {} failed", self.to))?;
+                sender.send(line.as_bytes()).await?;
                 summary.lines += 1;
                 summary.bytes += line.len() as u64;
             }
         }
-        sender
-            .close()
-            .await
-            .with_context(|| format!("sending to {} failed", self.to))?;
+        sender.flush().await?;
         summary.took = start.elapsed();
         Ok(summary)
     }
@@ -352,7 +368,7 @@ impl Sender {
         })
     }
 
-    async fn send(&mut self, line: &[u8]) -> anyhow::Result<()> {
+    async fn send(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
             Self::Udp(socket) => {
                 socket.send(line).await?;
@@ -375,7 +391,7 @@ impl Sender {
         Ok(())
     }
 
-    async fn flush(&mut self) -> anyhow::Result<()> {
+    async fn flush(&mut self) -> io::Result<()> {
         if let Self::Tcp {
             stream, waiting, ..
         } = self
@@ -387,13 +403,29 @@ impl Sender {
         Ok(())
     }
 
-    async fn close(mut self) -> anyhow::Result<()> {
-        self.flush().await?;
-        if let Self::Tcp { stream, .. } = &mut self {
-            stream.shutdown().await?;
-        }
-        Ok(())
+    /// Ends the sending, and listens for a refusal: the sender of syslog hears of nothing else.
+    async fn close(self) -> io::Result<()> {
+        let refused = match self {
+            Self::Udp(socket) => timeout(REFUSAL_TIME, socket.recv(&mut [0])).await,
+            Self::Tcp { mut stream, .. } => {
+                stream.shutdown().await?;
+                timeout(PATIENCE, stream.read(&mut [0])).await
+            }
+        };
+        refused.unwrap_or(Ok(0)).map(|_| ())
     }
+}
+
+/// What a sender's error most likely means.
+fn explain(error: io::Error) -> anyhow::Error {
+    let why = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nobody listens there",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "the connection was closed from there; is this sender within the listener's `allow`?"
+        }
+        _ => return error.into(),
+    };
+    anyhow!(error).context(why)
 }
 
 /// `SplitMix64`: its outputs are a permutation of its states, so no two of a run are equal.

@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -21,6 +22,7 @@ use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::mail;
 use crate::settings::Check;
+use crate::settings::Span;
 
 /// The sender, where the configuration names none.
 const DEFAULT_FROM: &str = "ftm-relay@localhost";
@@ -35,15 +37,23 @@ pub struct Config {
     pub path: Spanned<PathBuf>,
     /// The sender.
     pub from: Option<Spanned<String>>,
+    /// A fixed recipient: a place that several people read.
+    pub to: Option<Spanned<String>>,
 }
 
 /// A directory of mails.
 pub struct File {
     dir: PathBuf,
-    from: Mailbox,
+    sender: mail::Sender,
+    to: Option<Mailbox>,
 }
 
 impl Config {
+    /// It has a fixed recipient, whom others may be reading with.
+    pub fn shared(&self) -> bool {
+        self.to.is_some()
+    }
+
     /// Checks that the directory may hold codes: nothing in `state_dir` may.
     pub fn build(self, state_dir: &Path, check: &mut Check) -> Option<File> {
         let dir = check.path(self.path.get_ref());
@@ -64,23 +74,24 @@ impl Config {
             );
             good = false;
         }
-        let (from, span) = match &self.from {
-            Some(from) => (from.get_ref().as_str(), Some(from.span())),
-            None => (DEFAULT_FROM, None),
+        let mut mailbox = |text: &str, span: Option<Span>| {
+            mail::mailbox(text)
+                .map_err(|what| check.problem(span, format!("\"{text}\" {what}")))
+                .ok()
         };
-        match from.parse() {
-            Ok(from) if good => Some(File { dir, from }),
-            Ok(_) => None,
-            Err(_) => {
-                check.problem(
-                    span,
-                    format!(
-                        "\"{from}\" is no sender; write one such as \"IT Service Desk <it@example.com>\""
-                    ),
-                );
-                None
-            }
-        }
+        let from = match &self.from {
+            Some(from) => mailbox(from.get_ref(), Some(from.span())),
+            None => mailbox(DEFAULT_FROM, None),
+        };
+        let to = match &self.to {
+            Some(to) => Some(mailbox(to.get_ref(), Some(to.span()))?),
+            None => None,
+        };
+        let sender = mail::Sender {
+            from: from?,
+            reply_to: None,
+        };
+        good.then_some(File { dir, sender, to })
     }
 }
 
@@ -113,17 +124,14 @@ fn real(path: &Path) -> PathBuf {
 #[async_trait]
 impl Carrier for File {
     async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError> {
-        let Some(to) = attempt.to else {
-            return Err(SendError::Permanent {
-                reason: "a mail needs a person, and none was found".to_owned(),
-            });
+        let to = match (&self.to, attempt.to) {
+            (Some(fixed), _) => Ok(fixed.clone()),
+            (None, Some(person)) => mail::person(person),
+            (None, None) => Err("a mail needs a person, and none was found".to_owned()),
         };
-        let name = to.name.as_deref();
-        let bytes = mail::build(&self.from, None, &to.email, name, attempt.note).map_err(|e| {
-            SendError::Permanent {
-                reason: e.to_string(),
-            }
-        })?;
+        let bytes = to
+            .and_then(|to| mail::build(&self.sender, &to, attempt.note, SystemTime::now()))
+            .map_err(|reason| SendError::Permanent { reason })?;
         let name = file_name(Timestamp::now(), &attempt.note.id);
         attempt.commit.commit().await?;
         let (dir, file) = (self.dir.clone(), name.clone());

@@ -1,99 +1,315 @@
-//! A notification as an RFC 5322 message, the same for every channel that sends mail.
+//! A notification as an RFC 5322 message, for every channel that carries mail.
 
+use std::time::SystemTime;
+
+use lettre::Address;
 use lettre::Message;
-use lettre::message::Body;
 use lettre::message::Mailbox;
 use lettre::message::MultiPart;
-use lettre::message::SinglePart;
-use lettre::message::header::ContentTransferEncoding;
-use lettre::message::header::ContentType;
 use lettre::message::header::HeaderName;
 use lettre::message::header::HeaderValue;
 
 use crate::message::Notification;
+use crate::message::Recipient;
 
-/// Longer lines of a body are encoded (RFC 5322 section 2.1.1).
-const MAX_BODY_LINE_BYTES: usize = 78;
-/// So much of a subject or a name is shown; a header line can't be longer than 998 bytes, whatever stands in a log.
-const MAX_HEADER_CHARS: usize = 200;
-
-/// Why a message can't be made.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// No mail address.
-    #[error("the recipient's address is no mail address")]
-    Address,
-    /// A part is missing.
-    #[error("the mail can't be put together: {0}")]
-    Message(String),
+/// Who a message is from.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// The author, whose domain also ends the Message-ID.
+    pub from: Mailbox,
+    /// Where an answer goes, if not to the author.
+    pub reply_to: Option<Mailbox>,
 }
 
-/// The bytes of the message, lines ended by CRLF.
+/// Longer names are cut: a header is no place for a novel.
+const MAX_NAME_CHARS: usize = 100;
+
+/// Longer subjects are cut.
+const MAX_SUBJECT_CHARS: usize = 200;
+
+/// RFC 5321, 4.5.3.1.3: a path has at most 256 octets, two of them `<` and `>`.
+const MAX_ADDRESS_BYTES: usize = 254;
+
+/// An address that every relay understands. The error ends a sentence that begins with what was read.
+pub fn address(text: &str) -> Result<Address, &'static str> {
+    if !text.is_ascii() {
+        return Err("is not an ASCII address, which is all that is sent to yet");
+    }
+    if text.len() > MAX_ADDRESS_BYTES || text.bytes().any(|b| b.is_ascii_control()) {
+        return Err("is no mail address");
+    }
+    text.parse().map_err(|_| "is no mail address")
+}
+
+/// `Name <address>` or a bare address, as the configuration writes it. The error ends a sentence like that of [`address`].
+pub fn mailbox(text: &str) -> Result<Mailbox, &'static str> {
+    let parsed: Mailbox = text
+        .parse()
+        .map_err(|_| "is no mail address; write \"Name <name@example.com>\"")?;
+    Ok(Mailbox::new(
+        parsed.name.as_deref().and_then(name),
+        address(parsed.email.as_ref())?,
+    ))
+}
+
+/// The mailbox of a person. The error is a whole sentence, without the address.
+pub fn person(recipient: &Recipient) -> Result<Mailbox, String> {
+    match address(&recipient.email) {
+        Ok(address) => Ok(Mailbox::new(
+            recipient.name.as_deref().and_then(name),
+            address,
+        )),
+        Err(what) => Err(format!(
+            "what the directory {} says {what}",
+            recipient.source
+        )),
+    }
+}
+
+/// The whole message: CRLF lines of 7-bit text, none longer than 998 octets. The error is a whole sentence.
 pub fn build(
-    from: &Mailbox,
-    reply_to: Option<&Mailbox>,
-    to: &str,
-    name: Option<&str>,
+    sender: &Sender,
+    to: &Mailbox,
     note: &Notification,
-) -> Result<Vec<u8>, BuildError> {
-    let to = Mailbox::new(
-        name.map(one_line).filter(|name| !name.is_empty()),
-        to.parse().map_err(|_| BuildError::Address)?,
-    );
+    now: SystemTime,
+) -> Result<Vec<u8>, String> {
     let mut message = Message::builder()
-        .from(from.clone())
-        .to(to)
-        .subject(one_line(&note.subject))
-        .message_id(Some(format!("<{}@{}>", note.id, from.email.domain())))
-        .raw_header(header("Auto-Submitted", "auto-generated"))
-        // Exchange answers automatic mail unless told not to.
-        .raw_header(header("X-Auto-Response-Suppress", "All"))
-        .raw_header(header("Content-Language", &one_line(&note.language)))
-        .date_now();
-    if let Some(reply_to) = reply_to {
+        .from(sender.from.clone())
+        .to(to.clone())
+        .date(now)
+        .message_id(Some(message_id(sender, note)))
+        .subject(one_line(&note.subject, MAX_SUBJECT_CHARS))
+        .raw_header(raw("Auto-Submitted", "auto-generated"))
+        // Exchange answers an Auto-Submitted mail with an out-of-office note all the same.
+        .raw_header(raw("X-Auto-Response-Suppress", "All"));
+    if let Some(reply_to) = &sender.reply_to {
         message = message.reply_to(reply_to.clone());
     }
-    let parts = MultiPart::alternative()
-        .singlepart(part(ContentType::TEXT_PLAIN, &note.text)?)
-        .singlepart(part(ContentType::TEXT_HTML, &note.html)?);
-    let message = message
-        .multipart(parts)
-        .map_err(|e| BuildError::Message(e.to_string()))?;
-    Ok(message.formatted())
+    if is_language(&note.language) {
+        message = message.raw_header(raw("Content-Language", &note.language));
+    }
+    let bytes = message
+        .multipart(MultiPart::alternative_plain_html(
+            lines(&note.text),
+            lines(&note.html),
+        ))
+        .map_err(|e| format!("the message can't be built: {e}"))?
+        .formatted();
+    if !bytes.is_ascii() {
+        return Err("the message can't be built: it is not 7-bit text".to_owned());
+    }
+    Ok(bytes)
 }
 
-fn header(name: &'static str, value: &str) -> HeaderValue {
-    HeaderValue::new(HeaderName::new_from_ascii_str(name), value.to_owned())
+/// The same over all tries, so that a receiver can drop a duplicate.
+fn message_id(sender: &Sender, note: &Notification) -> String {
+    let id: String = note
+        .id
+        .chars()
+        .map(|c| match c {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
+            _ => '-',
+        })
+        .collect();
+    format!("<{id}@{}>", sender.from.email.domain())
 }
 
-/// Readable in the raw wherever that is possible, and never base64, which filters distrust.
-fn part(kind: ContentType, text: &str) -> Result<SinglePart, BuildError> {
-    let plain = text
-        .lines()
-        .all(|line| line.len() <= MAX_BODY_LINE_BYTES && line.bytes().all(is_plain));
-    let encoding = if plain {
-        ContentTransferEncoding::SevenBit
-    } else {
-        ContentTransferEncoding::QuotedPrintable
-    };
-    let body = Body::new_with_encoding(text.to_owned(), encoding)
-        .map_err(|_| BuildError::Message("a part can't be encoded".to_owned()))?;
-    Ok(SinglePart::builder().header(kind).body(body))
+fn raw(header: &'static str, value: &str) -> HeaderValue {
+    HeaderValue::new(HeaderName::new_from_ascii_str(header), value.to_owned())
 }
 
-fn is_plain(byte: u8) -> bool {
-    byte == b'\t' || matches!(byte, b' '..=b'~')
+fn is_language(tag: &str) -> bool {
+    (1..=35).contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-/// Text that came from elsewhere, fit for a header.
-fn one_line(text: &str) -> String {
-    let text: String = text
+/// A display name, or `None` if nothing of it can be shown.
+fn name(text: &str) -> Option<String> {
+    let name = one_line(text, MAX_NAME_CHARS);
+    (!name.is_empty()).then_some(name)
+}
+
+/// No line ends, no control characters and no invisible direction marks, which could make one name look like another.
+fn one_line(text: &str, max_chars: usize) -> String {
+    let visible: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
+        .filter(|c| !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
         .collect();
-    let text = text.trim();
-    match text.char_indices().nth(MAX_HEADER_CHARS) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
+    let words = visible.split_whitespace().collect::<Vec<_>>().join(" ");
+    words
+        .chars()
+        .take(max_chars)
+        .collect::<String>()
+        .trim_end()
+        .to_owned()
+}
+
+/// One kind of line end, ended by one: a lone CR means different things to different relays.
+fn lines(text: &str) -> String {
+    let mut text = text.replace("\r\n", "\n").replace('\r', "\n");
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note() -> Notification {
+        Notification {
+            id: "0a1b2c".to_owned(),
+            subject: "Activate your token".to_owned(),
+            text: "Your code:\nEEIOTCU3LENEDJMR\n".to_owned(),
+            html: "<p>Your code: EEIOTCU3LENEDJMR</p>".to_owned(),
+            chat: Vec::new(),
+            event: serde_json::Value::Null,
+            language: "en".to_owned(),
+            expires_at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn built(to: &Mailbox, note: &Notification) -> String {
+        let sender = Sender {
+            from: mailbox("IT Service Desk <servicedesk@example.com>").unwrap(),
+            reply_to: Some(mailbox("help@example.com").unwrap()),
+        };
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_795_429_351);
+        String::from_utf8(build(&sender, to, note, now).unwrap()).unwrap()
+    }
+
+    fn alice(name: Option<&str>) -> Mailbox {
+        person(&Recipient {
+            email: "alice@example.com".to_owned(),
+            name: name.map(str::to_owned),
+            phone: None,
+            language: None,
+            source: "table".to_owned(),
+        })
+        .unwrap()
+    }
+
+    fn head(message: &str) -> String {
+        let head = message.split("\r\n\r\n").next().unwrap();
+        head.replace("\r\n ", " ").replace("\r\n\t", " ")
+    }
+
+    #[test]
+    fn the_head_says_who_to_whom_when_and_that_a_machine_wrote_it() {
+        let message = built(&alice(Some("Alice Example")), &note());
+        let head = head(&message);
+        let lines: Vec<_> = head.split("\r\n").collect();
+        for line in [
+            "From: \"IT Service Desk\" <servicedesk@example.com>",
+            "Reply-To: help@example.com",
+            "To: \"Alice Example\" <alice@example.com>",
+            "Date: Mon, 23 Nov 2026 10:22:31 +0000",
+            "Message-ID: <0a1b2c@example.com>",
+            "Subject: Activate your token",
+            "Auto-Submitted: auto-generated",
+            "Content-Language: en",
+            "MIME-Version: 1.0",
+        ] {
+            assert!(lines.contains(&line), "{line} is not in\n{head}");
+        }
+        assert!(
+            head.contains("Content-Type: multipart/alternative;"),
+            "{head}"
+        );
+        let text = message
+            .find("Content-Type: text/plain; charset=utf-8")
+            .unwrap();
+        let html = message
+            .find("Content-Type: text/html; charset=utf-8")
+            .unwrap();
+        assert!(text < html, "the richest part stands last");
+    }
+
+    #[test]
+    fn text_of_others_adds_no_header() {
+        let evil = "Eve\r\nBcc: eve@example.net\r\n\r\nbody";
+        let message = built(
+            &alice(Some(evil)),
+            &Notification {
+                id: "x\r\nBcc: eve@example.net".to_owned(),
+                subject: evil.to_owned(),
+                language: evil.to_owned(),
+                ..note()
+            },
+        );
+        assert!(
+            !head(&message).to_ascii_lowercase().contains("\r\nbcc"),
+            "{message}"
+        );
+        let names: Vec<_> = head(&message)
+            .split("\r\n")
+            .map(|l| l.split(':').next().unwrap().to_owned())
+            .collect();
+        assert_eq!(names.iter().filter(|n| *n == "To").count(), 1, "{names:?}");
+        assert_eq!(names.iter().filter(|n| *n == "Subject").count(), 1);
+    }
+
+    #[test]
+    fn a_name_cannot_become_a_second_address() {
+        for evil in [
+            "Eve <eve@example.net>,",
+            "eve@example.net, Alice",
+            "\"quoted\" \\ (comment)",
+            "\u{202e}evE",
+            "Ädne <eve@example.net>",
+        ] {
+            let message = built(&alice(Some(evil)), &note());
+            let head = head(&message);
+            let to = head.split("\r\n").find(|l| l.starts_with("To: ")).unwrap();
+            let mut mailboxes = lettre::message::Mailboxes::new();
+            for mailbox in to[4..].parse::<lettre::message::Mailboxes>().unwrap() {
+                mailboxes.push(mailbox);
+            }
+            let found: Vec<_> = mailboxes.iter().map(|m| m.email.to_string()).collect();
+            assert_eq!(found, ["alice@example.com"], "{evil}: {to}");
+        }
+    }
+
+    #[test]
+    fn every_line_is_short_seven_bit_and_ends_in_crlf() {
+        let message = built(
+            &alice(Some(&"Ünï ".repeat(60))),
+            &Notification {
+                subject: "Übergröße 🙂 ".repeat(40),
+                text: format!(
+                    "{}\rlone\nmixed\r\n.\n..dots\n{}",
+                    "x".repeat(3000),
+                    "ü".repeat(2000)
+                ),
+                html: "<p>日本語</p>".repeat(400),
+                ..note()
+            },
+        );
+        assert!(message.is_ascii());
+        assert!(message.ends_with("\r\n"));
+        let rest = message.replace("\r\n", "");
+        assert!(!rest.contains(['\r', '\n']), "only CRLF ends a line");
+        let longest = message.split("\r\n").map(str::len).max().unwrap();
+        assert!(longest <= 78, "{longest} octets");
+    }
+
+    #[test]
+    fn an_address_is_one_ascii_address() {
+        assert!(address("alice@example.com").is_ok());
+        assert!(address("o'hara+tag@sub.example.com").is_ok());
+        for wrong in [
+            "",
+            "alice",
+            "alice@example.com, eve@example.net",
+            "alice@example.com\r\nRCPT TO:<eve@example.net>",
+            "<alice@example.com>",
+            "alice@exämple.com",
+            "alice@example.com>",
+            "alice @example.com",
+        ] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+        assert!(address(&format!("{}@example.com", "a".repeat(300))).is_err());
     }
 }

@@ -159,7 +159,7 @@ impl Config {
     pub fn needs_person(&self) -> bool {
         match self {
             Self::Smtp(smtp) => !smtp.shared(),
-            Self::File(_) => true,
+            Self::File(file) => !file.shared(),
             Self::Webhook(_) => false,
             Self::Slack(slack) => slack.needs_person(),
         }

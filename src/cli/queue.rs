@@ -19,7 +19,6 @@ use crate::control::Request;
 use crate::outbox;
 use crate::outbox::Command;
 use crate::outbox::Filter;
-use crate::outbox::Outbox;
 use crate::outbox::Row;
 use crate::outbox::State;
 use crate::outbox::Story;

@@ -24,7 +24,6 @@ use crate::control::Request;
 use crate::frame::Frame;
 use crate::frame::Peer;
 use crate::outbox;
-use crate::outbox::Outbox;
 use crate::relay;
 
 /// So many wanted lines are handed over at once.

@@ -57,11 +57,16 @@ impl Args {
                 .seed
                 .unwrap_or_else(|| now.as_microsecond().unsigned_abs()),
         };
-        let summary = block_on(simulation.run(now))?;
+        let sent = block_on(simulation.run(now))?;
+        let (activations, lines, seconds) = (sent.activations, sent.lines, sent.took.as_secs_f64());
         if self.json {
-            println!("{}", serde_json::to_string(&summary)?);
+            let bytes = sent.bytes;
+            println!(
+                "{}",
+                serde_json::json!({ "activations": activations, "lines": lines, "bytes": bytes, "seconds": seconds })
+            );
         } else {
-            println!("{summary}");
+            println!("sent {lines} lines, {activations} of them activations, in {seconds:.3} s");
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -4,6 +4,10 @@
 //! fallback, warn, expire) and a *delivery* (one message on its way by one channel). `due_at` is both "look again at"
 //! and "the lease runs out at"; `fence` grows with every lease, and every later call is a compare-and-set on it.
 
+mod open;
+mod seal;
+mod sqlite;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +19,16 @@ use tokio::sync::watch;
 use crate::activation::Activation;
 use crate::channel::OnUncertain;
 use crate::message::Recipient;
+
+pub use open::Backend;
+pub use open::Config;
+pub use open::OpenError;
+pub use open::Opened;
+pub use open::Settings;
+pub use open::keygen;
+pub use open::open;
+pub use open::open_without_key;
+pub use seal::NoRandomness;
 
 /// What the outbox promises, whatever database is behind it.
 #[async_trait]

@@ -17,15 +17,15 @@ use super::unescape;
 pub(super) const FORMAT: Format = Format {
     name: "cef",
     parse: |header| {
-        let (id, extension) = match split(header.body)? {
-            Ok(parts) => parts,
-            Err(wrong) => return Some(Err(wrong)),
-        };
-        Some(fields(id, extension))
+        let cells = after_vendor(header.body)?;
+        Some(match split(cells) {
+            Some((id, extension)) => fields(id, extension),
+            None => Err(RecordError::CefHeader),
+        })
     },
 };
 
-/// What FortiOS (two spellings) and FortiAnalyzer put before the names that CEF does not know.
+/// What FortiOS (two spellings) and `FortiAnalyzer` put before the names that CEF does not know.
 const PREFIXES: [&[u8]; 3] = [b"FTNTFGT", b"FortinetFortiGate", b"ad."];
 
 /// CEF's names and FortiOS's.
@@ -39,30 +39,27 @@ const NAMES: [(&[u8], &[u8]); 7] = [
     (b"sproc", b"ui"),
 ];
 
-/// The signature id and the extension. `None`: this is no CEF of Fortinet's.
-fn split(body: &[u8]) -> Option<Result<(&[u8], &[u8]), RecordError>> {
-    let mut rest = body.strip_prefix(b"CEF:").unwrap_or(body);
-    while let [first, after @ ..] = rest
-        && is_blank(*first)
-    {
-        rest = after;
+/// What follows the vendor. `None`: this is no CEF of Fortinet's.
+fn after_vendor(body: &[u8]) -> Option<&[u8]> {
+    let body = body.strip_prefix(b"CEF:").unwrap_or(body);
+    body.trim_ascii_start().strip_prefix(b"0|Fortinet|")
+}
+
+/// The signature id and the extension, from behind the vendor on.
+fn split(cells: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut rest = cells;
+    // Product, version, id, title, severity.
+    for _ in 0..5 {
+        (_, rest) = cell(rest)?;
     }
-    rest = rest.strip_prefix(b"0|")?;
-    let (vendor, mut rest) = cell(rest)?;
-    if !vendor.eq_ignore_ascii_case(b"Fortinet") {
-        return None;
-    }
-    let mut id: &[u8] = b"";
-    for name in ["product", "version", "id", "title", "severity"] {
-        let Some((text, after)) = cell(rest) else {
-            return Some(Err(RecordError::CefHeader));
-        };
-        if name == "id" {
-            id = text;
-        }
-        rest = after;
-    }
-    Some(Ok((id, rest)))
+    Some((header_id(cells)?, rest))
+}
+
+/// The signature id, from behind the vendor on.
+pub(super) fn header_id(rest: &[u8]) -> Option<&[u8]> {
+    let (_product, rest) = cell(rest)?;
+    let (_version, rest) = cell(rest)?;
+    cell(rest).map(|(id, _)| id)
 }
 
 /// Up to the next `|` that has no backslash before it, and what follows.
@@ -136,7 +133,7 @@ fn push<'a>(fields: &mut Fields<'a>, name: &'a [u8], value: &'a [u8]) -> Result<
     fields.push(ours, Value::Raw(value))
 }
 
-/// The header has the last five digits, or (from FortiAnalyzer) all ten.
+/// The header has the last five digits, or (from a `FortiAnalyzer`) all ten.
 fn agree(id: &[u8], logid: &[u8]) -> bool {
     let digits = id.len().min(logid.len()).min(6);
     digits >= 5

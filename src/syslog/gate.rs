@@ -1,63 +1,72 @@
 //! The gate: a byte search that throws away, before any parsing, what can't be a wanted event.
 //!
 //! A FortiGate may send its whole traffic log. What passes is parsed in full and judged by its fields, never by the bytes.
+//! Every format names the field `logid` in plain bytes before its digits, or is CEF with the id in its header; searching
+//! these two words takes half the time that searching the ids' digits takes.
 
-use std::collections::BTreeMap;
+use memchr::memchr;
+use memchr::memmem::Finder;
 
-use aho_corasick::AhoCorasick;
-use aho_corasick::Input;
+use super::cef;
+use super::id_of;
+use super::is_blank;
 
-/// Finds the wanted message ids as log ids end: five digits, the sixth before them, no digit behind them.
-///
-/// [`super::Record::message_id`] takes an id only from a field of at least five digits, and no format can write digits in
-/// another way, so a frame that does not pass has no wanted id.
+/// Finds the wanted message ids. Whatever [`super::Record::message_id`] reads as one of them, passes.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    search: Option<AhoCorasick>,
-    /// For each ending that is searched, the digits (as bits) that may stand before it.
-    sixth: Vec<u16>,
+    ids: Vec<u32>,
+    logid: Finder<'static>,
+    vendor: Finder<'static>,
 }
+
+const LOGID: &[u8] = b"logid";
+const VENDOR: &[u8] = b"|Fortinet|";
 
 impl Gate {
     /// The gate for these message ids.
     pub fn new(ids: impl IntoIterator<Item = u32>) -> Self {
-        let mut endings: BTreeMap<u32, u16> = BTreeMap::new();
-        for id in ids {
-            *endings.entry(id % 100_000).or_default() |= 1 << (id / 100_000 % 10);
-        }
         Self {
-            search: AhoCorasick::new(endings.keys().map(|ending| format!("{ending:05}"))).ok(),
-            sixth: endings.into_values().collect(),
+            ids: ids.into_iter().collect(),
+            logid: Finder::new(LOGID),
+            vendor: Finder::new(VENDOR),
         }
     }
 
     /// Whether the frame may hold a wanted event.
     pub fn passes(&self, frame: &[u8]) -> bool {
-        let Some(search) = &self.search else {
-            return true;
-        };
-        let mut from = 0;
-        while let Some(found) = search.find(Input::new(frame).range(from..)) {
-            let before = found.start().checked_sub(1).map(|at| frame[at]);
-            let after = frame.get(found.end());
-            let begins = match before {
-                Some(digit @ b'0'..=b'9') => {
-                    self.sixth[found.pattern().as_usize()] & (1 << (digit - b'0')) != 0
-                }
-                _ => true,
-            };
-            if begins && !after.is_some_and(u8::is_ascii_digit) {
-                return true;
-            }
-            from = found.start() + 1;
-        }
-        false
+        let rest = |at: usize, word: &[u8]| &frame[at + word.len()..];
+        self.logid
+            .find_iter(frame)
+            .any(|at| self.wants(digits_after(rest(at, LOGID))))
+            // Hardly any other line holds a `|`, and one byte is found in half the time of a word.
+            || memchr(b'|', frame).is_some() && self.vendor.find_iter(frame).any(|at| {
+                cef::header_id(rest(at, VENDOR)).is_some_and(|id| self.wants(id.trim_ascii()))
+            })
     }
+
+    fn wants(&self, digits: &[u8]) -> bool {
+        id_of(digits).is_some_and(|id| self.ids.contains(&id))
+    }
+}
+
+/// The digits behind a field's name, whatever quotes, signs and blanks the format puts between them.
+fn digits_after(rest: &[u8]) -> &[u8] {
+    let start = rest
+        .iter()
+        .position(|byte| !(is_blank(*byte) || matches!(byte, b'"' | b'=' | b':')))
+        .unwrap_or(rest.len());
+    let rest = &rest[start..];
+    let end = rest
+        .iter()
+        .position(|byte| !byte.is_ascii_digit())
+        .unwrap_or(rest.len());
+    &rest[..end]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::syslog::parse;
 
     #[test]
     fn the_gate_looks_for_whole_ids() {
@@ -65,22 +74,28 @@ mod tests {
         for (frame, passes) in [
             ("logid=\"0100038412\"", true),
             ("logid=0100138412", true),
+            ("logid=\" 0100038412 \"", true),
+            ("{\"logid\" : \"0100038412\"}", true),
+            ("{\"logid\":100038412}", true),
+            ("url=\"logid=1\" logid=0100038412", true),
+            ("CEF:0|Fortinet|Fortigate|v7|38412|e|5|", true),
+            ("CEF:0|Fortinet|Forti\\|gate|v7|00013|e|5|", true),
+            ("CEF:0|Fortinet|Fortigate|v7|00014|e|5|", false),
             ("logid=0100238412", false),
             ("logid=01000384120", false),
-            ("|38412|", true),
-            ("00013", true),
-            ("100013 000013", true),
-            ("3841238412", false),
+            ("logid=00013", true),
+            ("logid=0013", false),
+            ("38412 msg=0100038412", false),
+            ("logid", false),
+            ("|Fortinet|", false),
             ("", false),
         ] {
             assert_eq!(gate.passes(frame.as_bytes()), passes, "{frame}");
+            let id = parse(frame.as_bytes()).ok().and_then(|r| r.message_id());
+            assert!(
+                passes || id.is_none_or(|id| !gate.ids.contains(&id)),
+                "{frame}"
+            );
         }
-    }
-
-    #[test]
-    fn an_id_within_a_false_match_is_found() {
-        let gate = Gate::new([12_121]);
-        assert!(gate.passes(b"x12121212121 012121"));
-        assert!(!gate.passes(b"1212121"));
     }
 }

@@ -25,24 +25,59 @@ fn fields(body: &[u8]) -> Result<Fields<'_>, RecordError> {
         .map_err(|_| RecordError::Json)?;
     let mut fields = Fields::new(String::from_utf8_lossy);
     for (name, value) in members.0 {
-        // The gate looks for the id's digits in the bytes; an id written with escapes would pass it by.
-        if name == "logid" && memmem::find(body, value.as_bytes()).is_none() {
-            return Err(RecordError::EscapedId);
-        }
-        // A name with escapes is not found in the body; FortiOS has none, and a deciding one can't be meant.
-        let Some(at) = memmem::find(body, name.as_bytes()) else {
-            if super::deciding(name.as_bytes()).is_some() {
+        let Some(value) = value.0 else {
+            continue;
+        };
+        // No FortiGate writes a name with escapes; one that spells a deciding field is an attempt.
+        let at = memmem::find(body, name.text.as_bytes()).filter(|_| name.is_plain);
+        let Some(at) = at else {
+            if super::deciding(name.text.as_bytes()).is_some() {
                 return Err(RecordError::Json);
             }
             continue;
         };
-        fields.push(&body[at..at + name.len()], Value::Text(value))?;
+        // The gate looks for the id in the bytes; one that is written in another way would pass it by.
+        if name.text == "logid" && !value.is_plain {
+            return Err(RecordError::EscapedId);
+        }
+        fields.push(&body[at..at + name.text.len()], Value::Text(value.text))?;
     }
     Ok(fields)
 }
 
-/// The scalar members of an object, in its order, each as often as it stands there.
-struct Members(Vec<(String, String)>);
+/// Text, and whether it stands in the message just so.
+struct Text {
+    text: String,
+    is_plain: bool,
+}
+
+impl Text {
+    fn plain(text: impl ToString) -> Self {
+        Self {
+            text: text.to_string(),
+            is_plain: true,
+        }
+    }
+
+    fn rewritten(text: impl ToString) -> Self {
+        Self {
+            text: text.to_string(),
+            is_plain: false,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match Scalar::deserialize(from)?.0 {
+            Some(text) => Ok(text),
+            None => Err(de::Error::custom("no text")),
+        }
+    }
+}
+
+/// The members of an object, in its order, each as often as it stands there.
+struct Members(Vec<(Text, Scalar)>);
 
 impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -56,10 +91,8 @@ impl<'de> Deserialize<'de> for Members {
 
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
                 let mut members = Vec::with_capacity(Fields::USUAL);
-                while let Some((name, value)) = map.next_entry::<String, Scalar>()? {
-                    if let Some(text) = value.0 {
-                        members.push((name, text));
-                    }
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
                 }
                 Ok(Members(members))
             }
@@ -69,7 +102,7 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 /// A string, a number or a truth value as text; anything else as nothing.
-struct Scalar(Option<String>);
+struct Scalar(Option<Text>);
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -81,24 +114,28 @@ impl<'de> Deserialize<'de> for Scalar {
                 f.write_str("any value")
             }
 
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Scalar, E> {
+                Ok(Scalar(Some(Text::plain(text))))
+            }
+
             fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
-                Ok(Scalar(Some(text.to_owned())))
+                Ok(Scalar(Some(Text::rewritten(text))))
             }
 
             fn visit_u64<E>(self, number: u64) -> Result<Scalar, E> {
-                Ok(Scalar(Some(number.to_string())))
+                Ok(Scalar(Some(Text::plain(number))))
             }
 
             fn visit_i64<E>(self, number: i64) -> Result<Scalar, E> {
-                Ok(Scalar(Some(number.to_string())))
+                Ok(Scalar(Some(Text::rewritten(number))))
             }
 
             fn visit_f64<E>(self, number: f64) -> Result<Scalar, E> {
-                Ok(Scalar(Some(number.to_string())))
+                Ok(Scalar(Some(Text::rewritten(number))))
             }
 
             fn visit_bool<E>(self, truth: bool) -> Result<Scalar, E> {
-                Ok(Scalar(Some(truth.to_string())))
+                Ok(Scalar(Some(Text::plain(truth))))
             }
 
             fn visit_unit<E>(self) -> Result<Scalar, E> {

@@ -126,35 +126,28 @@ impl Scan<'_> {
     }
 
     #[inline]
-    fn skip_separators(&self, mut at: usize) -> usize {
-        while let Some(&byte) = self.bytes.get(at)
-            && (is_blank(byte) || self.separates(byte))
-        {
-            at += 1;
-        }
-        at
+    fn skip_separators(&self, at: usize) -> usize {
+        self.run(at, |byte| is_blank(byte) || self.separates(byte))
     }
 
     #[inline]
-    fn skip_word(&self, mut at: usize) -> usize {
-        while let Some(&byte) = self.bytes.get(at)
-            && !self.separates(byte)
-        {
-            at += 1;
-        }
-        at
+    fn skip_word(&self, at: usize) -> usize {
+        self.run(at, |byte| !self.separates(byte))
     }
 
     /// The place of the `=` if a field begins at `at`.
     #[inline]
     fn name_end(&self, at: usize) -> Option<usize> {
-        let mut end = at;
-        while let Some(&byte) = self.bytes.get(end)
-            && is_name(byte)
-        {
-            end += 1;
-        }
+        let end = self.run(at, is_name);
         (end > at && self.bytes.get(end) == Some(&b'=')).then_some(end)
+    }
+
+    /// Behind the bytes from `at` on that are so.
+    #[inline]
+    fn run(&self, at: usize, is_so: impl Fn(u8) -> bool) -> usize {
+        let rest = self.bytes.get(at..).unwrap_or_default();
+        let length = rest.iter().position(|byte| !is_so(*byte));
+        at + length.unwrap_or(rest.len())
     }
 
     /// Whether what stands at `at` ends a value: the end of the line, or a separator.
@@ -210,7 +203,7 @@ impl Scan<'_> {
     /// Whether a quote after backslashes ends its value. An odd number suggests an escaped quote, an even one the end.
     #[cold]
     fn decide(&mut self, open: usize, quote: usize, run: usize) -> bool {
-        let suggested = run % 2 == 0;
+        let suggested = run.is_multiple_of(2);
         if self.settled || !self.ends_before_field(quote + 1) {
             return suggested;
         }
@@ -264,14 +257,14 @@ impl Scan<'_> {
                 (_, false) => {}
                 // At the end of the line only one reading is well-formed.
                 (_, true) if self.skip_separators(from) == self.bytes.len() => {
-                    return if run % 2 == 0 {
+                    return if run.is_multiple_of(2) {
                         Rest::AsWritten
                     } else {
                         Rest::Otherwise
                     };
                 }
                 (_, true) => {
-                    let suggested = run % 2 == 0;
+                    let suggested = run.is_multiple_of(2);
                     let as_suggested = self.reading(open, quote, suggested, tries);
                     if as_suggested != Rest::Broken {
                         return as_suggested;

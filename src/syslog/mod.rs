@@ -215,25 +215,29 @@ impl Record<'_> {
 
     /// The message id: the last six digits of `logid` (CEF writes five). `None`: there is no such number.
     pub fn message_id(&self) -> Option<u32> {
-        let logid = self.get("logid")?;
-        let digits = logid.trim().as_bytes();
-        if !(MIN_LOGID_DIGITS..=MAX_LOGID_DIGITS).contains(&digits.len())
-            || !digits.iter().all(u8::is_ascii_digit)
-        {
-            return None;
-        }
-        let last_six = &digits[digits.len().saturating_sub(6)..];
-        Some(
-            last_six
-                .iter()
-                .fold(0, |id, digit| id * 10 + u32::from(digit - b'0')),
-        )
+        id_of(self.get("logid")?.as_bytes().trim_ascii())
     }
 }
 
-/// A shorter number is no log id; the [`Gate`] relies on it.
+/// A shorter number is no log id.
 const MIN_LOGID_DIGITS: usize = 5;
 const MAX_LOGID_DIGITS: usize = 20;
+
+/// The message id of a log id: its last six digits.
+#[inline]
+fn id_of(logid: &[u8]) -> Option<u32> {
+    if !(MIN_LOGID_DIGITS..=MAX_LOGID_DIGITS).contains(&logid.len())
+        || !logid.iter().all(u8::is_ascii_digit)
+    {
+        return None;
+    }
+    let last_six = &logid[logid.len().saturating_sub(6)..];
+    Some(
+        last_six
+            .iter()
+            .fold(0, |id, digit| id * 10 + u32::from(digit - b'0')),
+    )
+}
 
 impl fmt::Debug for Record<'_> {
     /// Values may hold a code, so only the names are shown.

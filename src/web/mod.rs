@@ -81,9 +81,14 @@ impl View {
     ) -> Self {
         let mut pages = Environment::new();
         pages.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-        pages
-            .add_template("status.html", include_str!("status.html"))
-            .expect("the built-in page is a valid template");
+        for (name, text) in [
+            ("status.html", include_str!("status.html")),
+            ("rows.html", include_str!("rows.html")),
+        ] {
+            pages
+                .add_template(name, text)
+                .expect("the built-in pages are valid templates");
+        }
         Self {
             registry,
             metrics,

@@ -332,6 +332,16 @@ fn rfc5424_is_known_by_its_host_name() {
 }
 
 #[test]
+fn cef_is_called_by_its_host_name() {
+    let line = "<189>Nov 24 17:00:00 MY_FW CEF: 0|Fortinet|Fortigate|v7.2.5|38412|event:system|5|deviceExternalId=FGT60FTK20000001 duser=alice";
+    let device = wanted(read(line)).device;
+    assert_eq!(
+        (device.id.as_str(), device.name.as_str()),
+        ("FGT60FTK20000001", "MY_FW")
+    );
+}
+
+#[test]
 fn listener_and_device_say_who_may_speak() {
     let pipeline = pipeline(
         "[[device]]\nid = \"FGT60FTK20000001\"\npeers = [\"10.20.0.1\", \"fgt.example.com\"]\n",

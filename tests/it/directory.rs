@@ -633,29 +633,24 @@ struct RouteFile {
     route: Vec<routing::Config>,
 }
 
-const CHANNELS: [ChannelFacts<'_>; 3] = [
-    ChannelFacts {
-        name: "mail",
-        reveals: true,
-        needs_person: true,
-    },
-    ChannelFacts {
-        name: "dm",
-        reveals: true,
-        needs_person: true,
-    },
-    ChannelFacts {
-        name: "desk",
-        reveals: false,
-        needs_person: false,
-    },
-];
+fn channels() -> [ChannelFacts; 3] {
+    [
+        ("mail", true, true),
+        ("dm", true, true),
+        ("desk", false, false),
+    ]
+    .map(|(name, reveals, needs_person)| ChannelFacts {
+        name: name.to_owned(),
+        reveals,
+        needs_person,
+    })
+}
 
 fn routes(toml: &str) -> (Option<Routes>, Said) {
     let file: RouteFile = toml::from_str(toml).unwrap();
     let mut check = Check::new(".", None, true);
     let people = recipients("domains = [\"example.com\", \"example.org\"]");
-    let routes = Routes::build(file.route, &CHANNELS, &people, &mut check);
+    let routes = Routes::build(file.route, &channels(), &people, &mut check);
     assert_eq!(routes.is_none(), check.has_problems());
     let said = Said {
         text: toml.to_owned(),

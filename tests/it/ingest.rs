@@ -423,7 +423,10 @@ async fn a_stopped_consumer_costs_datagrams_and_each_is_counted() {
         relay.metrics.rejected(Rejected::Backlog) == 50
     })
     .await;
-    relay.intake.set_outbox_away(true);
+    relay
+        .frames
+        .outbox_away()
+        .store(true, std::sync::atomic::Ordering::Relaxed);
     socket.send_to(b"<1>a", relay.address).await.unwrap();
     until("the rejection", || {
         relay.metrics.rejected(Rejected::Outbox) == 1
@@ -776,10 +779,20 @@ async fn a_simulation_keeps_its_pace_and_says_what_is_wrong() {
     assert!(said.contains("5.0") && said.contains("7.4"), "{said}");
 
     let nobody = bind(&tcp("")).unwrap().local_addr().unwrap();
-    let mut refused = simulation;
-    refused.to = format!("tcp://{nobody}").parse().unwrap();
-    let said = format!("{:#}", refused.run(Timestamp::now()).await.unwrap_err());
-    assert!(said.contains(&nobody.to_string()), "{said}");
+    let elsewhere = serve(tcp("allow = [\"192.0.2.1\"]")).address;
+    for (to, why) in [
+        (format!("udp://{nobody}"), "nobody listens"),
+        (format!("tcp://{nobody}"), "connecting"),
+        (
+            format!("tcp://{elsewhere}"),
+            "within the listener's `allow`",
+        ),
+    ] {
+        let mut refused = simulation.clone();
+        refused.to = to.parse().unwrap();
+        let said = format!("{:#}", refused.run(Timestamp::now()).await.unwrap_err());
+        assert!(said.contains(&to) && said.contains(why), "{said}");
+    }
 }
 
 #[test]

@@ -1,148 +1,168 @@
-//! smtp
+//! The SMTP channel against a server that misbehaves.
 
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::Instant;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use ftm_relay::channel::Attempt;
-use ftm_relay::channel::Channel;
+use ftm_relay::channel::Carrier;
 use ftm_relay::channel::Commit;
-use ftm_relay::channel::Common;
-use ftm_relay::channel::Config;
 use ftm_relay::channel::Receipt;
 use ftm_relay::channel::SendError;
 use ftm_relay::channel::Transcript;
+use ftm_relay::channel::smtp;
+use ftm_relay::channel::smtp::Smtp;
 use ftm_relay::message::Notification;
 use ftm_relay::message::Recipient;
+use ftm_relay::secret::Redactor;
 use ftm_relay::secret::Secret;
 use ftm_relay::settings::Check;
-use ftm_relay::template::Templates;
+use ftm_relay::settings::Weight;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
-use crate::support::samples::holds;
-use crate::support::smtp_sink::Answer;
-use crate::support::smtp_sink::Authority;
-use crate::support::smtp_sink::Kind;
-use crate::support::smtp_sink::SmtpSink;
-use crate::support::smtp_sink::Stage;
-use crate::support::smtp_sink::say;
-use crate::template::activation;
-use crate::template::alice;
-use crate::template::berlin;
-use crate::template::style;
+use crate::support::authority::Authority;
+use crate::support::smtp_sink::Act;
+use crate::support::smtp_sink::Act::Close;
+use crate::support::smtp_sink::Act::Hang;
+use crate::support::smtp_sink::Act::SayAfter;
+use crate::support::smtp_sink::Act::SayAndClose;
+use crate::support::smtp_sink::Act::Usual;
+use crate::support::smtp_sink::PASSWORD;
+use crate::support::smtp_sink::Setup;
+use crate::support::smtp_sink::Sink;
+use crate::support::smtp_sink::Step;
+use crate::support::smtp_sink::USERNAME;
+use crate::support::smtp_sink::base64;
 
-pub const CODE: &str = "EEIOTCU3LENEDJMR";
-const PASSWORD: &str = "correct-horse-battery";
-const FROM: &str = "from = \"IT Service Desk <servicedesk@example.com>\"\n";
+const CODE: &str = "EEIOTCU3LENEDJMR";
 
-/// Builds a channel from its keys; every problem and warning as text.
-pub fn build(dir: &Path, keys: &str, timeout: &str) -> (Option<Channel>, Vec<String>) {
-    let mut check = Check::new(dir, None, true);
-    let keys = toml::Deserializer::parse(keys).unwrap();
-    let config = Config::read("smtp", keys).unwrap().unwrap();
-    let common: Common = toml::from_str(&format!("timeout = \"{timeout}\"")).unwrap();
-    let built = config.build("mail", common, &dir.join("state"), &mut check);
-    let findings = check.findings();
-    let said = findings
-        .iter()
-        .map(|f| format!("{:?}: {}", f.weight, f.text));
-    (built, said.collect())
+/// Generous, for a busy machine; tests of slowness use [`SHORT`].
+const STEP: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(200);
+
+fn say(text: &str) -> Act {
+    Act::Say(format!("{text}\r\n"))
 }
 
-/// A channel to this port without protection; more keys may follow.
-fn plain(port: u16, more: &str) -> Channel {
-    channel(Path::new("/"), port, &format!("tls = \"none\"\n{more}"))
-}
-
-fn channel(dir: &Path, port: u16, more: &str) -> Channel {
-    slow_channel(dir, port, more, "5s")
-}
-
-pub fn slow_channel(dir: &Path, port: u16, more: &str, timeout: &str) -> Channel {
-    let keys = format!("host = \"127.0.0.1\"\nport = {port}\n{FROM}{more}");
-    let (built, said) = build(dir, &keys, timeout);
-    built.unwrap_or_else(|| panic!("{said:?}"))
-}
-
-fn login() -> String {
-    format!("auth = \"password\"\nusername = \"relay\"\npassword = \"{PASSWORD}\"\n")
-}
-
-/// A channel that gives up soon.
-fn hasty(port: u16, more: &str) -> Channel {
-    slow_channel(
-        Path::new("/"),
-        port,
-        &format!("tls = \"none\"\n{more}"),
-        "300ms",
+/// A channel to the sink, in the clear unless `keys` say otherwise.
+fn channel(sink: &Sink, step: Duration, keys: &str) -> Smtp {
+    let tls = if keys.contains("tls =") {
+        ""
+    } else {
+        "tls = \"none\""
+    };
+    let host = if keys.contains("host =") {
+        ""
+    } else {
+        "host = \"127.0.0.1\""
+    };
+    built(
+        &format!("{host}\nport = {}\n{tls}\n{keys}", sink.address.port()),
+        step,
     )
 }
 
-#[derive(Default)]
-struct Commits(AtomicUsize, Option<SendError>);
+fn built(keys: &str, step: Duration) -> Smtp {
+    let mut check = Check::new("/", None, true);
+    let from = if keys.contains("from =") {
+        ""
+    } else {
+        "from = \"IT Desk <desk@example.com>\""
+    };
+    let config: smtp::Config = toml::from_str(&format!("{keys}\n{from}")).unwrap();
+    let smtp = config.build(step, &mut check);
+    smtp.unwrap_or_else(|| panic!("{:?}", check.findings()))
+}
+
+fn login() -> String {
+    format!("auth = \"password\"\nusername = \"{USERNAME}\"\npassword = \"{PASSWORD}\"")
+}
+
+fn alice() -> Recipient {
+    Recipient {
+        email: "alice@example.com".to_owned(),
+        name: Some("Alice Example".to_owned()),
+        phone: None,
+        language: None,
+        source: "table".to_owned(),
+    }
+}
+
+fn note(id: &str) -> Notification {
+    Notification {
+        id: id.to_owned(),
+        subject: "Activate your token".to_owned(),
+        text: format!("Hello\n.\n.. your code:\n{CODE}\n"),
+        html: format!("<p>{CODE}</p>\n"),
+        chat: Vec::new(),
+        event: serde_json::Value::Null,
+        language: "en".to_owned(),
+        expires_at: "2099-01-01T00:00:00Z".parse().unwrap(),
+    }
+}
+
+/// Counts, and says what it was told to.
+struct Counter {
+    calls: AtomicUsize,
+    refuses: bool,
+}
 
 #[async_trait]
-impl Commit for Commits {
+impl Commit for Counter {
     async fn commit(&self) -> Result<(), SendError> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        self.1.clone().map_or(Ok(()), Err)
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.refuses {
+            return Err(SendError::Transient {
+                reason: "the lease was lost".to_owned(),
+                after: None,
+            });
+        }
+        Ok(())
     }
 }
 
-pub fn note() -> Notification {
-    let zone = berlin();
-    Templates::built_in()
-        .activation(&activation(), Some(&alice(None)), &style(&zone, true))
-        .unwrap()
+struct Try {
+    outcome: Result<Receipt, SendError>,
+    commits: usize,
+    transcript: Vec<String>,
 }
 
-pub fn person(email: &str) -> Recipient {
-    Recipient {
-        email: email.to_owned(),
-        ..alice(None)
-    }
-}
-
-/// One try for alice.
-pub async fn send(channel: &Channel) -> Result<Receipt, SendError> {
-    send_to(channel, &alice(None)).await
-}
-
-pub async fn send_to(channel: &Channel, to: &Recipient) -> Result<Receipt, SendError> {
-    attempt(channel, Some(to), &note(), &Commits::default())
-        .await
-        .0
-}
-
-async fn attempt(
-    channel: &Channel,
-    to: Option<&Recipient>,
-    note: &Notification,
-    commit: &Commits,
-) -> (Result<Receipt, SendError>, String) {
-    let transcript = Transcript::on();
-    let address = to.map(|to| Secret::new(to.email.clone()));
-    let redactor = channel.redactor.with([Secret::new(CODE)]).with(address);
-    let attempt = Attempt {
-        to,
-        note,
-        commit,
-        redactor: &redactor,
-        transcript: &transcript,
+async fn send_with(smtp: &Smtp, to: Option<&Recipient>, note: &Notification, refuses: bool) -> Try {
+    let commit = Counter {
+        calls: AtomicUsize::new(0),
+        refuses,
     };
-    let result = channel.carrier.send(&attempt).await;
-    (result, transcript.lines().join("\n"))
+    let transcript = Transcript::on();
+    let redactor =
+        Redactor::new(smtp.secrets()).with([Secret::new(CODE), Secret::new("alice@example.com")]);
+    let outcome = smtp
+        .send(&Attempt {
+            to,
+            note,
+            commit: &commit,
+            redactor: &redactor,
+            transcript: &transcript,
+        })
+        .await;
+    Try {
+        outcome,
+        commits: commit.calls.into_inner(),
+        transcript: transcript.lines(),
+    }
 }
 
-pub fn class(result: &Result<Receipt, SendError>) -> &'static str {
-    match result {
+async fn send(smtp: &Smtp) -> Result<Receipt, SendError> {
+    send_with(smtp, Some(&alice()), &note("n1"), false)
+        .await
+        .outcome
+}
+
+fn class(outcome: &Result<Receipt, SendError>) -> &'static str {
+    match outcome {
         Ok(_) => "accepted",
         Err(SendError::Transient { .. }) => "transient",
         Err(SendError::Away { .. }) => "away",
@@ -152,585 +172,678 @@ pub fn class(result: &Result<Receipt, SendError>) -> &'static str {
     }
 }
 
-/// The reason of a failure of this class.
-#[track_caller]
-pub fn reason(result: Result<Receipt, SendError>, expected: &str) -> String {
-    assert_eq!(class(&result), expected, "{result:?}");
-    result.unwrap_err().to_string()
-}
-
-/// The usual answer, except at one stage.
-fn at(
-    stage: Stage,
-    answer: impl Fn() -> Answer + Send + Sync + 'static,
-) -> impl Fn(&crate::support::smtp_sink::Step<'_>) -> Answer + Send + Sync + 'static {
-    move |step| match step.stage == stage {
-        true => answer(),
-        false => Answer::Usual,
-    }
+fn reason(outcome: &Result<Receipt, SendError>) -> String {
+    outcome.as_ref().unwrap_err().to_string()
 }
 
 #[tokio::test]
-async fn a_mail_arrives_as_it_was_written() {
-    let sink = SmtpSink::good();
-    let channel = plain(
-        sink.port,
-        "reply_to = \"Help <help@example.com>\"\nreturn_path = \"bounces@example.com\"",
-    );
-    let commits = Commits::default();
-    let (sent, said) = attempt(&channel, Some(&alice(None)), &note(), &commits).await;
-    assert_eq!(sent.unwrap().said, "250 2.0.0 queued as 1");
-    assert_eq!(commits.0.load(Ordering::SeqCst), 1);
-    let [mail] = &sink.mails()[..] else { panic!() };
+async fn a_mail_is_taken_as_it_was_written() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "return_path = \"bounces@example.com\"");
+    let sent = send_with(&smtp, Some(&alice()), &note("n1"), false).await;
+    assert_eq!(sent.outcome.unwrap().said, "250 2.0.0 queued as 4F2A");
+    assert_eq!(sent.commits, 1);
+    let seen = sink.until(|seen| !seen.taken.is_empty()).await;
+    let mail = &seen.taken[0];
     assert_eq!(mail.from, "bounces@example.com");
-    assert_eq!(mail.rcpts, ["alice@example.com"]);
-    let note = note();
-    for (name, value) in [
-        ("from", "IT Service Desk <servicedesk@example.com>".replace("IT Service Desk", "\"IT Service Desk\"")),
-        ("reply-to", "Help <help@example.com>".to_owned()),
-        ("subject", note.subject.clone()),
-        ("message-id", format!("<{}@example.com>", note.id)),
-        ("auto-submitted", "auto-generated".to_owned()),
-        ("x-auto-response-suppress", "All".to_owned()),
-        ("content-language", note.language.clone()),
-        ("mime-version", "1.0".to_owned()),
-    ] {
-        assert_eq!(mail.header(name), value);
-    }
-    assert!(mail.header("to").ends_with("<alice@example.com>"), "{}", mail.header("to"));
-    let date = mail.header("date");
-    let sent_at = jiff::fmt::rfc2822::DateTimeParser::new()
-        .parse_timestamp(&date)
+    assert_eq!(mail.to, ["alice@example.com"]);
+    assert!(
+        mail.content.contains("\r\n.\r\n.. your code:\r\n"),
+        "{}",
+        mail.content
+    );
+    assert!(
+        mail.wire.contains("\r\n..\r\n... your code:\r\n"),
+        "{}",
+        mail.wire
+    );
+    assert!(
+        mail.content
+            .contains("From: \"IT Desk\" <desk@example.com>\r\n")
+    );
+    assert!(
+        mail.content
+            .contains("To: \"Alice Example\" <alice@example.com>\r\n")
+    );
+    assert_eq!(
+        seen.lines[0].1,
+        "EHLO [127.0.0.1]"
+            .to_owned()
+            .replace("[127.0.0.1]", seen.lines[0].1[5..].trim())
+    );
+}
+
+#[tokio::test]
+async fn the_name_in_ehlo_is_the_configured_one() {
+    let sink = Setup::new().start().await;
+    send(&channel(&sink, STEP, "ehlo = \"relay.example.com\""))
+        .await
         .unwrap();
-    assert!(sent_at.duration_until(jiff::Timestamp::now()).as_secs() < 10, "{date}");
-    assert!(!mail.header("subject").contains(CODE));
-    let (text, html) = mail.parts();
-    assert_eq!(text, crlf(&note.text));
-    assert_eq!(html, crlf(&note.html));
-    assert!(text.contains(CODE) && html.contains(CODE));
-    let longest = mail.data.split(|b| *b == b'\n').map(<[u8]>::len).max().unwrap();
-    assert!(longest <= 79, "a line of {longest} bytes");
-    assert!(mail.data.is_ascii());
-    for secret in [CODE, "alice@example.com"] {
-        assert!(!said.contains(secret), "{said}");
-    }
-    assert!(said.contains("> RCPT TO:<…>"), "{said}");
-}
-
-fn crlf(text: &str) -> String {
-    text.replace("\r\n", "\n").replace('\n', "\r\n")
+    assert_eq!(sink.seen().lines[0].1, "EHLO relay.example.com");
 }
 
 #[tokio::test]
-async fn a_line_that_starts_with_a_dot_and_one_that_is_very_long_arrive_whole() {
-    let sink = SmtpSink::good();
-    let mut note = note();
-    note.text = format!(".\n..two\n.bcc\n{}\n.", "long ".repeat(1000));
-    note.html = "<p>ä\n.\n.</p>".to_owned();
-    let channel = plain(sink.port, "");
-    let (sent, _) = attempt(&channel, Some(&alice(None)), &note, &Commits::default()).await;
-    sent.unwrap();
-    let mail = &sink.mails()[0];
-    let (text, html) = mail.parts();
-    assert_eq!(text, crlf(&note.text));
-    assert_eq!(html, crlf(&note.html));
-    assert!(mail.data.split(|b| *b == b'\n').all(|line| line.len() <= 79));
+async fn a_fixed_recipient_gets_what_has_no_person() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "to = \"desk@example.com\"");
+    assert!(smtp.shared());
+    send_with(&smtp, None, &note("n1"), false)
+        .await
+        .outcome
+        .unwrap();
+    send_with(&smtp, Some(&alice()), &note("n2"), false)
+        .await
+        .outcome
+        .unwrap();
+    let seen = sink.until(|seen| seen.taken.len() == 2).await;
+    assert!(
+        seen.taken
+            .iter()
+            .all(|mail| mail.to == ["desk@example.com"])
+    );
 }
 
 #[tokio::test]
-async fn text_from_elsewhere_makes_no_header() {
-    let sink = SmtpSink::good();
-    let channel = plain(sink.port, "");
-    for inserted in ["\r\nBcc: eve@example.com\r\n", "\nBcc: eve@example.com", "\rBcc: eve@example.com", "\u{0}\u{b}\u{85}\u{2028}Bcc: eve@example.com", "\r\n\r\nBcc: eve@example.com"] {
-        let mut note = note();
-        note.subject = format!("Your code{inserted}");
-        note.language = format!("en{inserted}");
-        let to = Recipient {
-            name: Some(format!("Alice{inserted}\" <eve@example.com>, \"")),
-            ..alice(None)
-        };
-        attempt(&channel, Some(&to), &note, &Commits::default()).await.0.unwrap();
-        let mails = sink.mails();
-        let mail = mails.last().unwrap();
-        let names: Vec<_> = mail.headers().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(
-            names,
-            ["from", "to", "subject", "message-id", "auto-submitted", "x-auto-response-suppress", "content-language", "date", "mime-version", "content-type"],
-            "{inserted:?}"
-        );
-        assert_eq!(mail.rcpts, ["alice@example.com"]);
-        assert!(mail.parts().0.contains(CODE));
-    }
-    let mut note = note();
-    note.subject = "x".repeat(5000);
-    let to = Recipient {
-        name: Some("y".repeat(5000)),
-        ..alice(None)
+async fn without_a_recipient_nothing_is_dialled() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "");
+    assert!(!smtp.shared());
+    let outcome = send_with(&smtp, None, &note("n1"), false).await.outcome;
+    assert_eq!(class(&outcome), "permanent");
+    let odd = Recipient {
+        email: "alice@example.com>\r\nRCPT TO:<eve@example.net".to_owned(),
+        ..alice()
     };
-    attempt(&channel, Some(&to), &note, &Commits::default()).await.0.unwrap();
-    let mails = sink.mails();
-    let data = &mails.last().unwrap().data;
-    assert!(data.split(|b| *b == b'\n').all(|line| line.len() <= 998));
+    let outcome = send_with(&smtp, Some(&odd), &note("n1"), false)
+        .await
+        .outcome;
+    assert_eq!(class(&outcome), "permanent");
+    assert!(!reason(&outcome).contains("eve"), "{outcome:?}");
+    assert_eq!(sink.seen().connections, 0);
 }
 
 #[tokio::test]
-async fn a_late_reply_is_never_taken_for_the_answer_to_the_next_mail() {
-    let sink = SmtpSink::start(|step| match (step.connection, step.stage) {
-        (1, Stage::Rcpt) => Answer::Late(Duration::from_millis(600), "250 late".to_owned()),
-        (2, Stage::End) => say("550 5.7.1 refused"),
-        _ => Answer::Usual,
-    });
-    let channel = hasty(sink.port, "");
-    let said = reason(send(&channel).await, "transient");
-    assert!(said.contains("RCPT TO"), "{said}");
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let said = reason(send(&channel).await, "permanent");
-    assert!(said.contains("550 5.7.1 refused"), "{said}");
-    assert_eq!(sink.connections(), 2);
-    assert_eq!(sink.mails().len(), 0);
+async fn every_transaction_has_one_recipient_and_connections_are_used_again() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "");
+    for n in 0..3 {
+        let person = Recipient {
+            email: format!("person{n}@example.com"),
+            ..alice()
+        };
+        send_with(&smtp, Some(&person), &note(&n.to_string()), false)
+            .await
+            .outcome
+            .unwrap();
+    }
+    let seen = sink.until(|seen| seen.taken.len() == 3).await;
+    for (n, mail) in seen.taken.iter().enumerate() {
+        assert_eq!(mail.to, [format!("person{n}@example.com")]);
+        assert!(
+            mail.content
+                .contains(&format!("Message-ID: <{n}@example.com>\r\n"))
+        );
+    }
+    assert_eq!(seen.connections, 1);
+    assert_eq!(
+        seen.verbs(0),
+        [
+            "EHLO", "MAIL", "RCPT", "DATA", "RSET", "MAIL", "RCPT", "DATA", "RSET", "MAIL", "RCPT",
+            "DATA"
+        ]
+    );
 }
 
 #[tokio::test]
-async fn a_try_that_is_broken_off_leaves_no_connection_behind() {
-    for stage in [Stage::Mail, Stage::Rcpt, Stage::Data, Stage::End] {
-        let sink = SmtpSink::start(move |step| match (step.connection, step.stage) {
-            (1, s) if s == stage => Answer::Silence,
-            _ => Answer::Usual,
-        });
-        let channel = plain(sink.port, "");
-        let broken_off = tokio::time::timeout(Duration::from_millis(200), send(&channel)).await;
-        assert!(broken_off.is_err());
-        send(&channel).await.unwrap();
-        assert_eq!(sink.connections(), 2, "{stage:?}");
-        assert_eq!(sink.mails()[0].connection, 2);
+async fn two_tries_of_one_delivery_have_one_message_id() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "");
+    send(&smtp).await.unwrap();
+    send(&smtp).await.unwrap();
+    let seen = sink.until(|seen| seen.taken.len() == 2).await;
+    for mail in &seen.taken {
+        assert!(mail.content.contains("Message-ID: <n1@example.com>\r\n"));
     }
 }
 
 #[tokio::test]
-async fn every_step_has_its_own_time() {
-    for (stage, expected, named) in [
-        (Stage::Connect, "away", "the greeting"),
-        (Stage::Ehlo, "away", "EHLO"),
-        (Stage::Auth, "away", "AUTH"),
-        (Stage::Mail, "transient", "MAIL FROM"),
-        (Stage::Rcpt, "transient", "RCPT TO"),
-        (Stage::Data, "transient", "DATA"),
+async fn a_waiting_connection_says_good_bye_after_a_few_seconds() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "");
+    send(&smtp).await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    tokio::time::resume();
+    let seen = sink.until(|seen| seen.closed == 1).await;
+    assert_eq!(seen.verbs(0).last().unwrap(), "QUIT");
+}
+
+#[tokio::test]
+async fn a_waiting_connection_that_died_is_replaced_within_the_try() {
+    for last_words in [
+        Close,
+        SayAndClose("421 4.4.2 timeout\r\n".to_owned()),
+        say("503 what?"),
     ] {
-        let kind = Kind {
-            offers: vec!["AUTH PLAIN"],
-            ..Kind::default()
-        };
-        let sink = SmtpSink::with(kind, at(stage, || Answer::Silence));
-        let channel = hasty(sink.port, &login());
-        let before = Instant::now();
-        let said = reason(send(&channel).await, expected);
-        assert!(said.contains(named) && said.contains("300ms"), "{said}");
-        assert!(before.elapsed() < Duration::from_secs(3), "{stage:?}");
+        let sink = Setup::new()
+            .script(move |s| match (s.connection, s.verb) {
+                (0, "RSET") => last_words.clone(),
+                _ => Usual,
+            })
+            .start()
+            .await;
+        let smtp = channel(&sink, STEP, "");
+        send(&smtp).await.unwrap();
+        send(&smtp).await.unwrap();
+        let seen = sink.until(|seen| seen.taken.len() == 2).await;
+        assert_eq!(seen.connections, 2);
     }
-    // STARTTLS itself, and the handshake after it.
-    let authority = Authority::new("Test CA");
-    for answer in [|| Answer::Silence, || Answer::Raw(b"220 go ahead\r\n".to_vec())] {
-        let kind = Kind {
-            tls: Some(authority.acceptor(&["127.0.0.1"])),
-            ..Kind::default()
-        };
-        let silent = matches!(answer(), Answer::Silence);
-        let sink = SmtpSink::with(kind, move |step| match step.stage {
-            Stage::StartTls if silent => answer(),
-            _ => Answer::Usual,
-        });
-        let channel = slow_channel(Path::new("/"), sink.port, "", "300ms");
-        let result = send(&channel).await;
-        if silent {
-            let said = reason(result, "away");
-            assert!(said.contains("STARTTLS"), "{said}");
-        } else {
-            reason(result, "broken"); // nobody here knows the authority
+}
+
+#[tokio::test]
+async fn an_answer_in_its_turn_keeps_the_connection_whatever_it_says() {
+    let sink = Setup::new()
+        .script({
+            let times = AtomicUsize::new(0);
+            move |s| match s.verb {
+                "RCPT" if times.fetch_add(1, Ordering::SeqCst) == 0 => say("451 4.7.1 greylisted"),
+                _ => Usual,
+            }
+        })
+        .start()
+        .await;
+    let smtp = channel(&sink, STEP, "");
+    let first = send_with(&smtp, Some(&alice()), &note("n1"), false).await;
+    assert_eq!(class(&first.outcome), "transient");
+    assert_eq!(first.commits, 0);
+    send(&smtp).await.unwrap();
+    assert_eq!(sink.seen().connections, 1);
+}
+
+/// The whole table of stages and answers, through the socket.
+#[tokio::test]
+async fn each_stage_and_answer_has_its_class() {
+    for (verb, answer, expected, committed) in [
+        ("CONNECT", "421 4.3.2 down", "away", false),
+        ("CONNECT", "451 busy", "away", false),
+        ("CONNECT", "554 5.7.1 not you", "broken", false),
+        ("EHLO", "421 down", "away", false),
+        ("EHLO", "452 later", "away", false),
+        ("EHLO", "502 what?", "broken", false),
+        ("AUTH", "454 4.7.0 later", "away", false),
+        ("AUTH", "535 5.7.8 wrong", "broken", false),
+        ("MAIL", "421 down", "away", false),
+        ("MAIL", "450 4.1.8 later", "transient", false),
+        ("MAIL", "550 5.7.1 not from you", "broken", false),
+        ("RCPT", "421 down", "away", false),
+        ("RCPT", "451 4.7.1 greylisted", "transient", false),
+        ("RCPT", "550 5.1.1 unknown", "permanent", false),
+        ("RCPT", "552 5.2.2 full", "permanent", false),
+        ("RCPT", "550 unknown", "permanent", false),
+        ("RCPT", "554 5.7.1 relay access denied", "broken", false),
+        ("RCPT", "251 2.1.5 will forward", "accepted", true),
+        ("DATA", "421 down", "away", true),
+        ("DATA", "451 4.3.0 later", "transient", true),
+        ("DATA", "554 5.5.1 no", "permanent", true),
+        ("DATA", "250 2.0.0 what?", "transient", true),
+        ("CONTENT", "421 down", "away", true),
+        ("CONTENT", "452 4.3.1 full", "transient", true),
+        ("CONTENT", "554 5.6.0 content", "permanent", true),
+        ("CONTENT", "251 2.0.0 hm", "unknown", true),
+        ("CONTENT", "354 go", "unknown", true),
+        ("CONTENT", "hello", "unknown", true),
+    ] {
+        let sink = Setup::new()
+            .auth("PLAIN")
+            .script(move |s| if s.verb == verb { say(answer) } else { Usual })
+            .start()
+            .await;
+        let smtp = channel(&sink, STEP, &login());
+        let sent = send_with(&smtp, Some(&alice()), &note("n1"), false).await;
+        assert_eq!(class(&sent.outcome), expected, "{verb}: {answer}");
+        assert_eq!(sent.commits, usize::from(committed), "{verb}: {answer}");
+        if expected != "accepted" && answer != "hello" {
+            let reason = reason(&sent.outcome);
+            assert!(reason.contains(answer), "{reason}");
         }
     }
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let channel = slow_channel(Path::new("/"), port, "tls = \"implicit\"", "300ms");
-    let said = reason(send(&channel).await, "away");
-    assert!(said.contains("TLS") && said.contains("300ms"), "{said}");
-    drop(listener);
-    let said = reason(send(&channel).await, "away");
-    assert!(said.contains("no connection"), "{said}");
 }
 
 #[tokio::test]
-async fn a_reply_that_never_comes_to_its_end_is_no_reply() {
-    let answers: [fn() -> Answer; 6] = [
-        || Answer::Drip(Duration::from_millis(50), "250-slowly ".repeat(20)),
-        || Answer::Raw(format!("250 {}\r\n", "x".repeat(1 << 16)).into_bytes()),
-        || Answer::Raw("250-more\r\n".repeat(10_000).into_bytes()),
-        || Answer::Raw(b"250-one\r\n550 two\r\n".to_vec()),
-        || Answer::Raw(b"2500 ok\r\n".to_vec()),
-        || Answer::Raw(b"HTTP/1.1 200 OK\r\n".to_vec()),
-    ];
-    for answer in answers {
-        let sink = SmtpSink::start(at(Stage::Rcpt, answer));
-        let channel = hasty(sink.port, "");
-        let before = Instant::now();
-        let said = reason(send(&channel).await, "transient");
-        assert!(before.elapsed() < Duration::from_secs(3));
-        assert!(said.chars().count() < 400, "{said}");
-        assert_eq!(sink.count("DATA"), 0);
-        // Nothing of it is left for the next mail.
-        reason(send(&channel).await, "transient");
-        assert_eq!(sink.connections(), 2);
+async fn a_lost_connection_is_unknown_only_after_the_content() {
+    for (verb, expected) in [
+        ("CONNECT", "away"),
+        ("EHLO", "away"),
+        ("AUTH", "away"),
+        ("MAIL", "transient"),
+        ("RCPT", "transient"),
+        ("DATA", "transient"),
+        ("CONTENT", "unknown"),
+    ] {
+        let sink = Setup::new()
+            .auth("PLAIN")
+            .script(move |s| if s.verb == verb { Close } else { Usual })
+            .start()
+            .await;
+        let smtp = channel(&sink, STEP, &login());
+        let outcome = send(&smtp).await;
+        assert_eq!(class(&outcome), expected, "{verb}: {outcome:?}");
+        // What broke is not used again.
+        drop(send(&smtp).await);
+        assert_eq!(sink.seen().connections, 2, "{verb}");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let smtp = built(
+        &format!("host = \"127.0.0.1\"\nport = {port}\ntls = \"none\""),
+        STEP,
+    );
+    let outcome = send(&smtp).await;
+    assert_eq!(class(&outcome), "away");
+    assert!(reason(&outcome).contains("can't be reached"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn each_step_ends_in_its_time() {
+    for (verb, expected) in [
+        ("CONNECT", "away"),
+        ("EHLO", "away"),
+        ("AUTH", "away"),
+        ("MAIL", "transient"),
+        ("RCPT", "transient"),
+        ("DATA", "transient"),
+    ] {
+        let sink = Setup::new()
+            .auth("PLAIN")
+            .script(move |s| if s.verb == verb { Hang } else { Usual })
+            .start()
+            .await;
+        let outcome = send(&channel(&sink, SHORT, &login())).await;
+        assert_eq!(class(&outcome), expected, "{verb}");
+        assert!(reason(&outcome).contains("200ms"), "{outcome:?}");
     }
 }
 
 #[tokio::test]
-async fn more_than_the_reply_to_starttls_is_refused() {
-    let authority = Authority::new("Test CA");
+async fn the_steps_to_tls_end_in_their_time() {
+    let authority = Authority::new();
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("ca.pem"), &authority.pem).unwrap();
-    for extra in ["250 accepted\r\n", "250-sink\r\n250 AUTH PLAIN\r\n", "\r\n", "2"] {
-        let kind = Kind {
-            tls: Some(authority.acceptor(&["127.0.0.1"])),
-            ..Kind::default()
-        };
-        let sink = SmtpSink::with(
-            kind,
-            at(Stage::StartTls, move || {
-                Answer::Raw(format!("220 go ahead\r\n{extra}").into_bytes())
-            }),
+    let ca = authority.write(dir.path());
+    let keys = |tls: &str| format!("tls = \"{tls}\"\nca_file = \"{}\"", ca.display());
+    let sink = Setup::new()
+        .starttls(&authority.sign(&["127.0.0.1"]))
+        .script(|s| if s.verb == "STARTTLS" { Hang } else { Usual })
+        .start()
+        .await;
+    let outcome = send(&channel(&sink, SHORT, &keys("starttls"))).await;
+    assert_eq!(class(&outcome), "away");
+    assert!(reason(&outcome).contains("STARTTLS within"), "{outcome:?}");
+
+    // A server that expects to be spoken to in the clear waits for us as we wait for it.
+    let sink = Setup::new().script(|_| Hang).start().await;
+    let outcome = send(&channel(&sink, SHORT, &keys("implicit"))).await;
+    assert_eq!(class(&outcome), "away");
+    assert!(
+        reason(&outcome).contains("TLS handshake within"),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_final_dot_has_ten_minutes_and_then_the_outcome_is_unknown() {
+    let sink = Setup::new()
+        .script(|s| if s.verb == "CONTENT" { Hang } else { Usual })
+        .start()
+        .await;
+    let smtp = Arc::new(channel(&sink, STEP, ""));
+    let sending = tokio::spawn({
+        let smtp = Arc::clone(&smtp);
+        async move { send(&smtp).await }
+    });
+    sink.until(|seen| seen.final_dots == 1).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(599)).await;
+    assert!(!sending.is_finished());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    let outcome = sending.await.unwrap();
+    assert_eq!(class(&outcome), "unknown", "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_is_never_taken_for_the_next_mails() {
+    for verb in ["MAIL", "RCPT", "DATA"] {
+        let late = Arc::new(Notify::new());
+        let signal = Arc::clone(&late);
+        let sink = Setup::new()
+            .script(move |s| match (s.connection, s.verb) {
+                (0, v) if v == verb => SayAfter(Arc::clone(&signal), "250 2.0.0 ok\r\n".to_owned()),
+                (1, "CONTENT") => say("550 5.6.0 refused"),
+                _ => Usual,
+            })
+            .start()
+            .await;
+        let smtp = channel(&sink, SHORT, "");
+        assert_eq!(class(&send(&smtp).await), "transient");
+        late.notify_one();
+        assert_eq!(class(&send(&smtp).await), "permanent", "{verb}");
+        assert!(sink.seen().taken.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_try_that_was_broken_off_leaves_nothing_behind() {
+    let late = Arc::new(Notify::new());
+    let signal = Arc::clone(&late);
+    let sink = Setup::new()
+        .script(move |s| match (s.connection, s.verb) {
+            (0, "CONTENT") => SayAfter(Arc::clone(&signal), "250 2.0.0 late\r\n".to_owned()),
+            (1, "CONTENT") => say("550 5.6.0 refused"),
+            _ => Usual,
+        })
+        .start()
+        .await;
+    let smtp = channel(&sink, STEP, "");
+    {
+        let (person, note) = (alice(), note("n1"));
+        let sending = send_with(&smtp, Some(&person), &note, false);
+        tokio::select! {
+            _ = sending => panic!("the server has not answered yet"),
+            _ = sink.until(|seen| seen.final_dots == 1) => {}
+        }
+    }
+    late.notify_one();
+    assert_eq!(class(&send(&smtp).await), "permanent");
+    assert_eq!(sink.seen().connections, 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_asked_for_is_never_taken() {
+    let sink = Setup::new()
+        .script(|s| match s.verb {
+            "RCPT" => say("250 2.1.5 ok\r\n354 go\r\n250 2.0.0 queued"),
+            _ => Usual,
+        })
+        .start()
+        .await;
+    let outcome = send(&channel(&sink, STEP, "")).await;
+    assert_eq!(class(&outcome), "transient", "{outcome:?}");
+    assert!(reason(&outcome).contains("nobody had asked for"));
+    assert!(sink.seen().taken.is_empty());
+}
+
+#[tokio::test]
+async fn bytes_between_starttls_and_tls_are_refused() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority.write(dir.path());
+    for extra in ["250-sink\r\n250 AUTH PLAIN\r\n", "250 ok\r\n", "2"] {
+        let sink = Setup::new()
+            .starttls(&authority.sign(&["127.0.0.1"]))
+            .script(move |s| match s.verb {
+                "STARTTLS" => Act::Say(format!("220 go\r\n{extra}")),
+                _ => Usual,
+            })
+            .start()
+            .await;
+        let keys = format!("tls = \"starttls\"\nca_file = \"{}\"", ca.display());
+        let outcome = send(&channel(&sink, STEP, &keys)).await;
+        assert_eq!(class(&outcome), "away", "{outcome:?}");
+        assert!(
+            reason(&outcome).contains("nobody had asked for"),
+            "{outcome:?}"
         );
-        let keys = format!("ca_file = \"ca.pem\"\n{}", login());
-        let channel = channel(dir.path(), sink.port, &keys);
-        let said = reason(send(&channel).await, "broken");
-        assert!(said.contains("more than its reply to STARTTLS"), "{said}");
-        assert_eq!(sink.count("AUTH") + sink.count("MAIL"), 0, "{extra:?}");
-        assert_eq!(sink.count("EHLO"), 1);
+        let seen = sink.until(|seen| seen.closed == 1).await;
+        assert_eq!(
+            seen.verbs(0),
+            ["EHLO", "STARTTLS"],
+            "nothing is said after it"
+        );
     }
 }
 
 #[tokio::test]
 async fn without_starttls_nothing_is_sent() {
-    for refuses in [false, true] {
-        let kind = Kind {
-            offers: if refuses { vec!["STARTTLS", "AUTH PLAIN"] } else { vec!["AUTH PLAIN"] },
-            ..Kind::default()
-        };
-        let sink = SmtpSink::with(kind, at(Stage::StartTls, || say("502 5.5.1 not here")));
-        let channel = channel(Path::new("/"), sink.port, &login());
-        let said = reason(send(&channel).await, "broken");
-        assert!(said.contains("STARTTLS"), "{said}");
-        assert_eq!(sink.count("AUTH") + sink.count("MAIL"), 0);
-    }
-}
-
-#[tokio::test]
-async fn a_private_authority_is_believed_where_the_configuration_names_it() {
-    let ours = Authority::new("Our CA");
+    let authority = Authority::new();
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("ca.pem"), &ours.pem).unwrap();
-    std::fs::write(dir.path().join("other.pem"), Authority::new("Another CA").pem).unwrap();
-    for implicit in [false, true] {
-        let tls = if implicit { "implicit" } else { "starttls" };
-        let server = |names: &[&str]| {
-            let kind = Kind {
-                tls: Some(ours.acceptor(names)),
-                implicit,
-                offers: vec!["AUTH PLAIN"],
-            };
-            SmtpSink::with(kind, |_| Answer::Usual)
-        };
-        let sink = server(&["127.0.0.1"]);
-        let keys = |ca: &str| format!("tls = \"{tls}\"\nca_file = \"{ca}\"\n{}", login());
-        send(&channel(dir.path(), sink.port, &keys("ca.pem"))).await.unwrap();
-        assert_eq!(sink.mails().len(), 1);
-        let said = reason(send(&channel(dir.path(), sink.port, &keys("other.pem"))).await, "broken");
-        assert!(said.contains("certificate") && said.contains("issuer") && said.contains("ca_file"), "{said}");
-        let elsewhere = server(&["elsewhere.example"]);
-        let said = reason(send(&channel(dir.path(), elsewhere.port, &keys("ca.pem"))).await, "broken");
-        assert!(said.contains("certificate") && said.contains("elsewhere.example"), "{said}");
-        assert_eq!(elsewhere.count("AUTH") + elsewhere.count("MAIL"), 0);
+    let ca = authority.write(dir.path());
+    let keys = format!(
+        "tls = \"starttls\"\nca_file = \"{}\"\n{}",
+        ca.display(),
+        login()
+    );
+    let identity = authority.sign(&["127.0.0.1"]);
+
+    let sink = Setup::new().auth("PLAIN").start().await;
+    let outcome = send(&channel(&sink, STEP, &keys)).await;
+    assert_eq!(class(&outcome), "broken");
+    assert!(
+        reason(&outcome).contains("does not offer STARTTLS"),
+        "{outcome:?}"
+    );
+    assert_eq!(sink.until(|seen| seen.closed == 1).await.verbs(0), ["EHLO"]);
+
+    for (answer, expected) in [("454 4.7.0 not now", "away"), ("502 5.5.1 no", "broken")] {
+        let sink = Setup::new()
+            .starttls(&identity)
+            .script(move |s| {
+                if s.verb == "STARTTLS" {
+                    say(answer)
+                } else {
+                    Usual
+                }
+            })
+            .start()
+            .await;
+        let outcome = send(&channel(&sink, STEP, &keys)).await;
+        assert_eq!(class(&outcome), expected, "{outcome:?}");
+        let seen = sink.until(|seen| seen.closed == 1).await;
+        assert_eq!(seen.verbs(0), ["EHLO", "STARTTLS"]);
     }
-    // TLS at once is not what this port speaks.
-    let plain = SmtpSink::good();
-    let said = reason(send(&channel(dir.path(), plain.port, "tls = \"implicit\"\nca_file = \"ca.pem\"")).await, "away");
-    assert!(said.contains("starttls"), "{said}");
 }
 
 #[tokio::test]
-async fn a_refusal_has_the_class_of_its_stage() {
-    for (stage, said, expected) in [
-        (Stage::Connect, "421 4.3.2 too busy", "away"),
-        (Stage::Connect, "554 5.7.1 not you", "broken"),
-        (Stage::Ehlo, "451 4.3.0 later", "away"),
-        (Stage::Ehlo, "550 5.7.1 not you", "broken"),
-        (Stage::Auth, "454 4.7.0 later", "away"),
-        (Stage::Auth, "535 5.7.8 bad credentials", "broken"),
-        (Stage::Mail, "421 4.7.0 too many", "away"),
-        (Stage::Mail, "451 4.3.0 later", "transient"),
-        (Stage::Mail, "550 5.1.8 bad sender", "broken"),
-        (Stage::Rcpt, "421 4.3.2 closing", "away"),
-        (Stage::Rcpt, "450 4.7.1 greylisted", "transient"),
-        (Stage::Rcpt, "550 5.1.1 no such user", "permanent"),
-        (Stage::Rcpt, "550 no such user", "permanent"),
-        (Stage::Rcpt, "552 5.2.2 full", "permanent"),
-        (Stage::Rcpt, "554 5.7.1 relay access denied", "broken"),
-        (Stage::Data, "451 4.3.0 later", "transient"),
-        (Stage::Data, "554 5.5.1 no", "permanent"),
-        (Stage::End, "421 4.3.2 closing", "away"),
-        (Stage::End, "452 4.3.1 no room", "transient"),
-        (Stage::End, "554 5.7.1 spam", "permanent"),
-        // Only 250 is acceptance.
-        (Stage::End, "251 elsewhere", "transient"),
-        (Stage::End, "354 go on", "transient"),
-        (Stage::End, "220 hello", "transient"),
-        (Stage::Data, "250 ok", "transient"),
-        (Stage::Rcpt, "354 go on", "transient"),
-        (Stage::Rcpt, "251 elsewhere", "accepted"),
+async fn mail_goes_through_both_kinds_of_tls_and_connections_are_used_again() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority.write(dir.path());
+    let identity = authority.sign(&["127.0.0.1"]);
+    for (setup, tls) in [
+        (Setup::new().starttls(&identity), "starttls"),
+        (Setup::new().implicit(&identity), "implicit"),
     ] {
-        let kind = Kind {
-            offers: vec!["AUTH PLAIN"],
-            ..Kind::default()
-        };
-        let sink = SmtpSink::with(kind, at(stage, move || say(said)));
-        let result = send(&plain(sink.port, &login())).await;
-        assert_eq!(class(&result), expected, "{said} at {stage:?}");
-        if let Err(e) = result {
-            assert!(e.to_string().contains(said), "{e}");
-            assert_eq!(sink.mails().len(), 0);
-        }
+        let sink = setup.auth("PLAIN").start().await;
+        let keys = format!(
+            "tls = \"{tls}\"\nca_file = \"{}\"\n{}",
+            ca.display(),
+            login()
+        );
+        let smtp = channel(&sink, STEP, &keys);
+        send(&smtp).await.unwrap();
+        send(&smtp).await.unwrap();
+        let seen = sink.until(|seen| seen.taken.len() == 2).await;
+        assert_eq!(seen.connections, 1, "{tls}");
     }
 }
 
 #[tokio::test]
-async fn only_after_the_final_dot_is_the_outcome_unknown() {
-    for (stage, expected) in [
-        (Stage::Connect, "away"),
-        (Stage::Ehlo, "away"),
-        (Stage::Mail, "transient"),
-        (Stage::Rcpt, "transient"),
-        (Stage::Data, "transient"),
-        (Stage::End, "unknown"),
+async fn what_was_offered_in_the_clear_is_forgotten_inside_tls() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority.write(dir.path());
+    let sink = Setup::new()
+        .starttls(&authority.sign(&["127.0.0.1"]))
+        .auth("PLAIN")
+        .script(|s: &Step<'_>| match (s.verb, s.tls) {
+            ("EHLO", false) => say("250-sink\r\n250-STARTTLS\r\n250 AUTH PLAIN"),
+            ("EHLO", true) => say("250-sink\r\n250 AUTH CRAM-MD5 GSSAPI"),
+            _ => Usual,
+        })
+        .start()
+        .await;
+    let keys = format!(
+        "ca_file = \"{}\"\ntls = \"starttls\"\n{}",
+        ca.display(),
+        login()
+    );
+    let outcome = send(&channel(&sink, STEP, &keys)).await;
+    assert_eq!(class(&outcome), "broken");
+    assert!(reason(&outcome).contains("CRAM-MD5, GSSAPI"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_named_with_its_flaw() {
+    let authority = Authority::new();
+    let stranger = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority.write(dir.path());
+    for (identity, flaw) in [
+        (
+            stranger.sign(&["127.0.0.1"]),
+            "signed by an authority that is not trusted",
+        ),
+        (
+            authority.sign(&["mail.example.com", "mx.example.com"]),
+            "made out to mail.example.com, mx.example.com, not to 127.0.0.1",
+        ),
+        (authority.sign_expired(&["127.0.0.1"]), "has expired"),
     ] {
-        let sink = SmtpSink::start(at(stage, || Answer::HangUp));
-        let result = send(&plain(sink.port, "")).await;
-        assert_eq!(class(&result), expected, "{stage:?}: {result:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_connection_is_used_for_the_next_mail() {
-    let sink = SmtpSink::start(|step| match step.rcpts {
-        [bob] if bob.starts_with("bob@") && step.stage == Stage::Rcpt => say("550 5.1.1 no such user"),
-        [carol] if carol.starts_with("carol@") && step.stage == Stage::Rcpt => say("451 4.7.1 greylisted"),
-        _ => Answer::Usual,
-    });
-    let channel = plain(sink.port, "");
-    send(&channel).await.unwrap();
-    reason(send_to(&channel, &person("bob@example.com")).await, "permanent");
-    reason(send_to(&channel, &person("carol@example.com")).await, "transient");
-    let (sent, said) = attempt(&channel, Some(&alice(None)), &note(), &Commits::default()).await;
-    sent.unwrap();
-    assert!(said.contains("used again") && said.contains("> RSET"), "{said}");
-    assert_eq!(sink.connections(), 1);
-    assert_eq!(sink.count("RCPT TO:<carol"), 1, "a refusal is not asked for again");
-    let mails = sink.mails();
-    assert_eq!(mails.len(), 2);
-    assert!(mails.iter().all(|m| m.rcpts == ["alice@example.com"]));
-}
-
-#[tokio::test]
-async fn a_connection_that_ended_while_it_waited_is_replaced_once() {
-    // Closed at once; closed when it is used again; closed with a farewell.
-    let answers: [fn(&crate::support::smtp_sink::Step<'_>) -> Answer; 3] = [
-        |step| match (step.connection, step.stage) {
-            (1, Stage::End) => Answer::ThenHangUp,
-            _ => Answer::Usual,
-        },
-        |step| match (step.connection, step.stage, step.line.contains("bounces2")) {
-            (1, Stage::Mail, true) => Answer::HangUp,
-            _ => Answer::Usual,
-        },
-        |step| match (step.connection, step.stage) {
-            (1, Stage::End) => Answer::Raw(b"250 ok\r\n421 4.4.2 timeout\r\n".to_vec()),
-            _ => Answer::Usual,
-        },
-    ];
-    for script in answers {
-        let sink = SmtpSink::start(script);
-        let channel = plain(sink.port, "");
-        send(&channel).await.unwrap();
-        send(&channel).await.unwrap();
-        assert_eq!(sink.mails().len(), 2);
-    }
-    let mails = AtomicUsize::new(0);
-    let sink = SmtpSink::start(move |step| match step.stage {
-        Stage::Mail if mails.fetch_add(1, Ordering::SeqCst) > 0 => say("421 4.7.0 one mail is enough"),
-        _ => Answer::Usual,
-    });
-    let channel = plain(sink.port, "");
-    send(&channel).await.unwrap();
-    reason(send(&channel).await, "away");
-    assert_eq!(sink.connections(), 2);
-    assert_eq!(sink.count("MAIL"), 3);
-}
-
-#[tokio::test]
-async fn a_reply_that_nobody_asked_for_is_not_the_answer_to_the_next_mail() {
-    let sink = SmtpSink::start(|step| match (step.connection, step.stage) {
-        (1, Stage::End) => Answer::Raw(b"250 ok\r\n250 ok\r\n250 ok\r\n354 ok\r\n250 ok\r\n".to_vec()),
-        (2, Stage::End) => say("554 5.7.1 spam"),
-        _ => Answer::Usual,
-    });
-    let channel = plain(sink.port, "");
-    send(&channel).await.unwrap();
-    reason(send(&channel).await, "permanent");
-    assert_eq!(sink.mails().len(), 1);
-    assert_eq!(sink.connections(), 2);
-    // Nor the answer to the message before it is there.
-    let sink = SmtpSink::start(at(Stage::Data, || Answer::Raw(b"354 go\r\n250 ok\r\n".to_vec())));
-    reason(send(&plain(sink.port, "")).await, "transient");
-}
-
-#[tokio::test]
-async fn what_may_not_be_sent_now_is_not_sent_and_harms_no_other() {
-    let sink = SmtpSink::good();
-    let channel = plain(sink.port, "");
-    let refusal = SendError::Permanent {
-        reason: "the code's life ended".to_owned(),
-    };
-    let commits = Commits(AtomicUsize::new(0), Some(refusal.clone()));
-    let (sent, _) = attempt(&channel, Some(&alice(None)), &note(), &commits).await;
-    assert_eq!(sent, Err(refusal));
-    assert_eq!(sink.count("DATA"), 0);
-    send_to(&channel, &person("bob@example.com")).await.unwrap();
-    assert_eq!(sink.connections(), 1);
-    let [mail] = &sink.mails()[..] else { panic!() };
-    assert_eq!(mail.rcpts, ["bob@example.com"]);
-}
-
-#[tokio::test]
-async fn every_try_has_the_same_message_id_and_every_person_a_transaction() {
-    let tries = AtomicUsize::new(0);
-    let kept = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&kept);
-    let sink = SmtpSink::start(move |step| {
-        if step.stage == Stage::End {
-            seen.lock().unwrap().push(step.rcpts.to_vec());
+        for (setup, tls) in [
+            (Setup::new().starttls(&identity), "starttls"),
+            (Setup::new().implicit(&identity), "implicit"),
+        ] {
+            let sink = setup.start().await;
+            let keys = format!("tls = \"{tls}\"\nca_file = \"{}\"", ca.display());
+            let outcome = send(&channel(&sink, STEP, &keys)).await;
+            assert_eq!(class(&outcome), "broken", "{outcome:?}");
+            assert!(reason(&outcome).contains(flaw), "{outcome:?}");
         }
-        match step.stage {
-            Stage::End if tries.fetch_add(1, Ordering::SeqCst) == 0 => Answer::Raw(b"250".to_vec()),
-            _ => Answer::Usual,
-        }
-    });
-    let channel = plain(sink.port, "");
-    // The answer breaks off: the mail is there, and nobody knows.
-    let first = tokio::time::timeout(Duration::from_millis(300), send(&channel)).await;
-    assert!(first.is_err());
-    send(&channel).await.unwrap();
-    send_to(&channel, &person("bob@example.com")).await.unwrap();
-    let mails = sink.mails();
-    assert_eq!(mails[0].header("message-id"), mails[1].header("message-id"));
-    let rcpts = kept.lock().unwrap().clone();
-    assert_eq!(rcpts, [["alice@example.com"], ["alice@example.com"], ["bob@example.com"]]);
+    }
 }
 
 #[tokio::test]
-async fn a_fixed_recipient_gets_everything() {
-    let sink = SmtpSink::good();
-    let channel = plain(sink.port, "to = \"Service Desk <desk@example.com>\"");
-    assert!(!channel.needs_person && !channel.reveals);
-    for to in [None, Some(&alice(None))] {
-        attempt(&channel, to, &note(), &Commits::default()).await.0.unwrap();
-    }
-    assert!(sink.mails().iter().all(|m| m.rcpts == ["desk@example.com"] && m.header("to") == "desk@example.com"));
-    assert_eq!(sink.mails().len(), 2);
-    let person = plain(sink.port, "");
-    assert!(person.needs_person && person.reveals);
-    let (sent, _) = attempt(&person, None, &note(), &Commits::default()).await;
-    reason(sent, "permanent");
-}
-
-#[tokio::test]
-async fn the_log_in_is_plain_else_login_as_offered() {
-    let offering = |offers: Vec<&'static str>| {
-        let kind = Kind { offers, ..Kind::default() };
-        SmtpSink::with(kind, |_| Answer::Usual)
-    };
-    for offers in [vec!["AUTH LOGIN PLAIN"], vec!["AUTH=LOGIN PLAIN"], vec!["auth plain cram-md5"]] {
-        let sink = offering(offers);
-        send(&plain(sink.port, &login())).await.unwrap();
-        let expected = BASE64_STANDARD.encode(format!("\0relay\0{PASSWORD}"));
-        assert_eq!(sink.count(&format!("AUTH PLAIN {expected}")), 1);
-    }
-    let sink = offering(vec!["SIZE 1000000", "AUTH CRAM-MD5 LOGIN"]);
-    send(&plain(sink.port, &login())).await.unwrap();
-    let commands = sink.commands();
-    let at = commands.iter().position(|c| c == "AUTH LOGIN").unwrap();
-    assert_eq!(commands[at + 1..at + 3], ["relay", PASSWORD].map(|t| BASE64_STANDARD.encode(t)));
-    for (offers, named) in [
-        (vec!["AUTH GSSAPI XOAUTH2", "AUTH=GSSAPI XOAUTH2"], "GSSAPI, XOAUTH2"),
-        (vec!["PIPELINING"], "no log-in"),
+async fn plain_comes_before_login_and_a_wrong_password_needs_an_operator() {
+    for (offer, verbs) in [
+        ("LOGIN PLAIN", &["EHLO", "AUTH", "MAIL", "RCPT", "DATA"]),
+        ("CRAM-MD5 LOGIN", &["EHLO", "AUTH", "MAIL", "RCPT", "DATA"]),
     ] {
-        let sink = offering(offers);
-        let said = reason(send(&plain(sink.port, &login())).await, "broken");
-        assert!(said.contains(named), "{said}");
-        assert_eq!(sink.count("AUTH") + sink.count("MAIL"), 0);
+        let sink = Setup::new().auth(offer).start().await;
+        send(&channel(&sink, STEP, &login())).await.unwrap();
+        let seen = sink.seen();
+        assert_eq!(seen.verbs(0), verbs);
+        let plain = seen.lines[1].1.starts_with("AUTH PLAIN ");
+        assert_eq!(plain, offer.contains("PLAIN"));
+
+        let wrong = login().replace(PASSWORD, "wrong horse");
+        let outcome = send(&channel(&sink, STEP, &wrong)).await;
+        assert_eq!(class(&outcome), "broken");
+        assert!(reason(&outcome).contains("535 5.7.8"), "{outcome:?}");
+    }
+    let sink = Setup::new().start().await;
+    let outcome = send(&channel(&sink, STEP, &login())).await;
+    assert_eq!(class(&outcome), "broken");
+    assert!(reason(&outcome).contains("offers no AUTH"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    for giant in [
+        "250-".to_owned() + &"x".repeat(200_000),
+        "250-x\r\n".repeat(100_000),
+    ] {
+        let sink = Setup::new()
+            .script(move |s| {
+                if s.verb == "EHLO" {
+                    Act::Say(giant.clone())
+                } else {
+                    Usual
+                }
+            })
+            .start()
+            .await;
+        let outcome = send(&channel(&sink, STEP, "")).await;
+        assert_eq!(class(&outcome), "away");
+        assert!(reason(&outcome).contains("without end"), "{outcome:?}");
     }
 }
 
 #[tokio::test]
-async fn an_address_beyond_ascii_needs_a_relay_that_can_take_it() {
-    let to = person("élise@example.com");
-    let sink = SmtpSink::good();
-    let channel = plain(sink.port, "");
-    let said = reason(send_to(&channel, &to).await, "permanent");
-    assert!(said.contains("SMTPUTF8"), "{said}");
-    assert_eq!(sink.count("MAIL"), 0);
-    send(&channel).await.unwrap(); // and harms no other
-    assert_eq!(sink.connections(), 1);
-    let kind = Kind {
-        offers: vec!["8BITMIME", "SMTPUTF8"],
-        ..Kind::default()
-    };
-    let able = SmtpSink::with(kind, |_| Answer::Usual);
-    send_to(&plain(able.port, ""), &to).await.unwrap();
-    assert_eq!(able.mails()[0].rcpts, ["élise@example.com"]);
-    assert_eq!(able.count("MAIL FROM:<servicedesk@example.com> SMTPUTF8"), 1);
-    // If it is the sender's, no mail can go.
-    let keys = "return_path = \"büro@example.com\"";
-    let said = reason(send(&plain(sink.port, keys)).await, "broken");
-    assert!(said.contains("sender"), "{said}");
-    for wrong in ["no address", "a@b@c", "x@example.com>\r\nRCPT TO:<eve@example.com", "x\r\n@example.com"] {
-        reason(send_to(&channel, &person(wrong)).await, "permanent");
-    }
-    assert_eq!(sink.count("RCPT TO:<eve"), 0);
+async fn an_answer_may_have_many_lines_and_foreign_bytes() {
+    let sink = Setup::new()
+        .script(|s| match s.verb {
+            "CONNECT" => say("220-Willkommen\r\n220-\r\n220 bei uns"),
+            "MAIL" => Act::Say("250\r\n".to_owned()),
+            "RCPT" => say("550-5.1.1 Empfänger\r\n550 5.1.1 unbekannt"),
+            _ => Usual,
+        })
+        .start()
+        .await;
+    let outcome = send(&channel(&sink, STEP, "")).await;
+    assert_eq!(class(&outcome), "permanent");
+    assert!(
+        reason(&outcome).contains("550 5.1.1 Empfänger 5.1.1 unbekannt"),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]
-async fn what_a_server_says_is_cleaned() {
-    let token = BASE64_STANDARD.encode(format!("\0relay\0{PASSWORD}"));
-    let text = format!("550 5.1.1 {CODE} for alice@example.com by {PASSWORD} or {token}");
-    let kind = Kind {
-        offers: vec!["AUTH PLAIN"],
-        ..Kind::default()
-    };
-    let text = Arc::new(text);
-    let answer = Arc::clone(&text);
-    let sink = SmtpSink::with(kind, at(Stage::Rcpt, move || Answer::Say(answer.to_string())));
-    let channel = plain(sink.port, &login());
-    let (sent, said) = attempt(&channel, Some(&alice(None)), &note(), &Commits::default()).await;
-    let reason = reason(sent, "permanent");
-    for shown in [&reason, &said] {
-        assert!(shown.contains("550 5.1.1 … for … by … or …"), "{shown}");
-        for secret in [CODE, PASSWORD, &token, "alice@example.com"] {
-            assert!(!shown.contains(secret), "{shown}");
-        }
-    }
+async fn nothing_is_sent_that_could_not_be_committed() {
+    let sink = Setup::new().start().await;
+    let smtp = channel(&sink, STEP, "");
+    let refused = send_with(&smtp, Some(&alice()), &note("n1"), true).await;
+    assert_eq!(reason(&refused.outcome), "the lease was lost");
+    send(&smtp).await.unwrap();
+    let seen = sink.until(|seen| seen.taken.len() == 1).await;
+    assert_eq!(
+        seen.verbs(0),
+        ["EHLO", "MAIL", "RCPT", "RSET", "MAIL", "RCPT", "DATA"]
+    );
 }
 
+#[tokio::test]
+async fn what_the_server_repeats_is_shown_without_secrets() {
+    let sink = Setup::new()
+        .auth("PLAIN")
+        .script(|s| match s.verb {
+            "CONTENT" => say(&format!(
+                "550 5.6.0 {CODE} for ALICE@example.com from {PASSWORD}"
+            )),
+            _ => Usual,
+        })
+        .start()
+        .await;
+    let smtp = channel(&sink, STEP, &login());
+    let sent = send_with(&smtp, Some(&alice()), &note("n1"), false).await;
+    assert!(
+        reason(&sent.outcome).ends_with("550 5.6.0 … for … from …"),
+        "{:?}",
+        sent.outcome
+    );
+    let shown = sent.transcript.join("\n");
+    for line in [
+        "< 220 sink ESMTP",
+        "> AUTH PLAIN …",
+        "< 235 2.7.0 welcome",
+        "> MAIL FROM:<desk@example.com>",
+        "> RCPT TO:<…>",
+        "> DATA",
+        "< 354 go",
+        "< 550 5.6.0 … for … from …",
+    ] {
+        assert!(
+            shown.lines().any(|l| l == line),
+            "{line} is not in\n{shown}"
+        );
+    }
+    assert!(shown.contains("> (the message, "), "{shown}");
+}
+
+/// Collects what tracing writes.
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+struct Log(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Captured {
+impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -742,67 +855,160 @@ impl Write for Captured {
 }
 
 #[tokio::test]
-async fn nothing_of_the_dialogue_is_in_the_log() {
-    let captured = Captured::default();
-    let writer = captured.clone();
+async fn logs_hold_no_code_and_no_password_at_any_level() {
+    let log = Log::default();
+    let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || writer.clone())
         .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
-    tracing::trace!("the log is captured");
-    let authority = Authority::new("Test CA");
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("ca.pem"), &authority.pem).unwrap();
-    let kind = Kind {
-        offers: vec!["AUTH PLAIN"],
-        tls: Some(authority.acceptor(&["127.0.0.1"])),
-        implicit: false,
-    };
-    let sink = SmtpSink::with(kind, |_| Answer::Usual);
-    let keys = format!("ca_file = \"ca.pem\"\n{}", login());
-    let channel = channel(dir.path(), sink.port, &keys);
-    send(&channel).await.unwrap();
-    send(&channel).await.unwrap();
-    drop(guard);
-    let log = captured.0.lock().unwrap().clone();
-    assert!(holds(&log, "the log is captured"));
-    let plain = format!("\0relay\0{PASSWORD}");
-    for secret in [CODE, PASSWORD, &plain, "alice@example.com", "RCPT TO"] {
-        assert!(!holds(&log, secret), "{}", String::from_utf8_lossy(&log));
+    let _guard = tracing::subscriber::set_default(subscriber);
+    for mechanism in ["PLAIN", "LOGIN"] {
+        let sink = Setup::new().auth(mechanism).start().await;
+        let smtp = channel(&sink, STEP, &login());
+        send(&smtp).await.unwrap();
+        drop(
+            send(&channel(
+                &sink,
+                STEP,
+                &login().replace(PASSWORD, "wrong horse"),
+            ))
+            .await,
+        );
     }
-    assert_eq!(sink.mails().len(), 2);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(
+        log.contains("Connected to 127.0.0.1"),
+        "the log is empty:\n{log}"
+    );
+    assert!(log.contains("TRACE"), "{log}");
+    for secret in [
+        CODE.to_owned(),
+        PASSWORD.to_owned(),
+        "wrong horse".to_owned(),
+        base64(PASSWORD.as_bytes()),
+        base64(format!("\0{USERNAME}\0{PASSWORD}").as_bytes()),
+        "alice@example.com".to_owned(),
+        "your code".to_owned(),
+    ] {
+        assert!(!log.contains(&secret), "{secret} is in\n{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_with_several_addresses_is_reached_at_the_one_that_answers() {
+    // localhost is ::1 and 127.0.0.1 on most machines; only one of them listens.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sink = Setup::new().serve(listener);
+    send(&channel(&sink, STEP, "host = \"localhost\""))
+        .await
+        .unwrap();
+    if let Ok(listener) = TcpListener::bind("[::1]:0").await {
+        let sink = Setup::new().serve(listener);
+        send(&channel(&sink, STEP, "host = \"[::1]\""))
+            .await
+            .unwrap();
+    }
+}
+
+/// What `check` says of a channel: its problems and its warnings.
+fn findings(keys: &str) -> (Vec<String>, Vec<String>) {
+    let mut check = Check::new("/nowhere", None, true);
+    let config: smtp::Config = toml::from_str(keys).unwrap();
+    let built = config.build(STEP, &mut check);
+    let of = |weight| {
+        let found = check.findings().into_iter();
+        found
+            .filter(|f| f.weight == weight)
+            .map(|f| {
+                let at = f.span.map_or("", |span| &keys[span]).to_owned();
+                format!("{at}: {}", f.text)
+            })
+            .collect::<Vec<_>>()
+    };
+    let (problems, warnings) = (of(Weight::Problem), of(Weight::Warning));
+    assert_eq!(built.is_some(), problems.is_empty(), "{problems:?}");
+    (problems, warnings)
 }
 
 #[test]
-fn a_wrong_configuration_is_told_what_to_write() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("empty.pem"), "").unwrap();
-    let good = format!("host = \"127.0.0.1\"\ntls = \"none\"\n{FROM}");
-    for (keys, says) in [
-        (format!("host = \"mail.example.com:587\"\n{FROM}"), "without a port"),
-        (format!("host = \"\"\n{FROM}"), "is no host"),
-        (format!("{good}port = 0"), "no port 0"),
-        ("host = \"127.0.0.1\"\ntls = \"none\"\nfrom = \"nobody\"".to_owned(), "is no mail address"),
-        (format!("{good}to = \"nobody\""), "is no mail address"),
-        (format!("{good}return_path = \"nobody\""), "is no mail address"),
-        (format!("{good}reply_to = \"nobody\""), "is no mail address"),
-        (format!("{good}ehlo = \"\""), "EHLO"),
-        (format!("{good}ehlo = \"a b\""), "EHLO"),
-        (format!("{good}auth = \"password\"\nusername = \"u\""), "needs `password`"),
-        (format!("{good}auth = \"password\"\npassword = \"p\""), "needs `username`"),
-        (format!("{good}username = \"u\""), "write auth = \"password\""),
-        (format!("{good}ca_file = \"empty.pem\""), "holds no certificate"),
-        (format!("{good}ca_file = \"missing.pem\""), "can't be read"),
+fn a_configuration_is_judged_with_all_its_problems() {
+    let (problems, _) = findings(
+        "host = \"smtp://relay\"\nfrom = \"nobody\"\nreply_to = \"a b\"\nreturn_path = \"x\"\nto = \"y\"\nca_file = \"none.pem\"\nauth = \"password\"\nport = 0",
+    );
+    for (at, what) in [
+        ("\"smtp://relay\"", "neither a host name nor"),
+        ("\"nobody\"", "is no mail address"),
+        ("\"a b\"", "is no mail address"),
+        ("\"x\"", "is no mail address"),
+        ("\"y\"", "is no mail address"),
+        ("\"none.pem\"", "/nowhere/none.pem can't be read"),
+        ("\"password\"", "needs username"),
+        ("\"password\"", "needs password"),
+        ("0", "port 0"),
     ] {
-        let (_, said) = build(dir.path(), &keys, "5s");
-        assert!(said.iter().any(|s| s.starts_with("Problem: ") && s.contains(says)), "{keys}: {said:?}");
+        assert!(
+            problems
+                .iter()
+                .any(|p| p.starts_with(&format!("{at}: ")) && p.contains(what)),
+            "{at}: {what} is not in {problems:#?}"
+        );
     }
-    let far = format!("host = \"mail.example.com\"\ntls = \"none\"\n{FROM}");
-    let (built, said) = build(dir.path(), &far, "5s");
-    assert!(built.is_some() && said.iter().any(|s| s.starts_with("Warning: ") && s.contains("in clear")), "{said:?}");
-    let (built, said) = build(dir.path(), &good, "5s");
-    assert!(built.is_some() && said.is_empty(), "{said:?}");
-    let (built, said) = build(dir.path(), &good.replace("127.0.0.1", "::1"), "5s");
-    assert!(built.is_some() && said.is_empty(), "{said:?}");
+}
+
+#[test]
+fn a_configuration_that_is_probably_not_meant_is_warned_of() {
+    let plain = "from = \"desk@example.com\"\nhost = \"relay.example.com\"\n";
+    for (keys, what) in [
+        ("tls = \"none\"", "codes travel in the clear"),
+        (
+            "tls = \"none\"\nauth = \"password\"\nusername = \"u\"\npassword = { env = \"PATH\" }",
+            "password travels in the clear",
+        ),
+        ("tls = \"implicit\"", "usually port 465"),
+        ("port = 465", "usually expects TLS from the first byte"),
+        ("username = \"u\"", "no effect without auth"),
+        ("tls = \"none\"\nca_file = \"x.pem\"", "no effect with tls"),
+    ] {
+        let (problems, warnings) = findings(&format!("{plain}{keys}"));
+        assert!(problems.is_empty(), "{problems:?}");
+        assert!(
+            warnings.iter().any(|w| w.contains(what)),
+            "{what} is not in {warnings:?}"
+        );
+    }
+    let (_, warnings) =
+        findings("from = \"desk@example.com\"\nhost = \"127.0.0.1\"\ntls = \"none\"");
+    assert!(warnings.is_empty(), "loopback is no wire: {warnings:?}");
+    let (_, warnings) = findings(plain);
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn a_ca_file_holds_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("empty.pem");
+    std::fs::write(&file, "not a certificate\n").unwrap();
+    let keys = format!(
+        "from = \"d@example.com\"\nhost = \"relay.example.com\"\nca_file = \"{}\"",
+        file.display()
+    );
+    let (problems, _) = findings(&keys);
+    assert!(problems[0].contains("holds no certificate"), "{problems:?}");
+}
+
+#[test]
+fn a_misspelt_key_is_an_error() {
+    let error =
+        toml::from_str::<smtp::Config>("host = \"h\"\nfrom = \"a@example.com\"\nhots = \"x\"")
+            .unwrap_err();
+    assert!(error.message().contains("unknown field `hots`"), "{error}");
+    let error = toml::from_str::<smtp::Config>(
+        "host = \"h\"\nfrom = \"a@example.com\"\nauth = \"pasword\"",
+    )
+    .unwrap_err();
+    assert!(
+        error.message().contains("unknown variant `pasword`"),
+        "{error}"
+    );
 }

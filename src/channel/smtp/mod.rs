@@ -1,79 +1,77 @@
-//! Mail through the organisation's own relay: one recipient a transaction, STARTTLS never downgraded, connections reused.
+//! Mail by SMTP: one recipient per transaction, TLS never downgraded, a bound on every step, and every failure in its class.
+//!
+//! lettre builds the message and words the commands. The connection is ours, because a code is at stake: what a
+//! timeout covers, which answer belongs to which command, and what lies in a buffer before TLS must be known exactly.
 
-mod reply;
-mod session;
+mod class;
+mod dialogue;
+mod park;
+mod relay;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::Weak;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use lettre::Address;
 use lettre::message::Mailbox;
+use lettre::transport::smtp::commands::Data;
+use lettre::transport::smtp::commands::Mail;
+use lettre::transport::smtp::commands::Rcpt;
+use lettre::transport::smtp::commands::Rset;
+use lettre::transport::smtp::extension::ClientId;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::time::Instant;
 use toml::Spanned;
-use zeroize::Zeroizing;
 
-use super::mail;
-use super::tls;
 use crate::channel::Attempt;
 use crate::channel::Carrier;
 use crate::channel::Receipt;
 use crate::channel::SendError;
-use crate::channel::smtp::session::Server;
-use crate::channel::smtp::session::Session;
-use crate::channel::smtp::session::Tls;
+use crate::channel::mail;
+use crate::channel::tls;
+use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
+use crate::settings::Span;
+use class::Class;
+use class::Fault;
+use class::Stage;
+use class::class;
+use dialogue::Dialogue;
+use dialogue::Reply;
+use park::Park;
+use relay::Failure;
+use relay::Login;
+use relay::Relay;
+use relay::Security;
+
+/// RFC 5321, 4.5.3.2.6: a relay may take so long to answer the final dot, and whoever leaves earlier sends twice.
+const MIN_FINAL_DOT: Duration = Duration::from_secs(10 * 60);
+
+/// How long a parked connection may take to show that it is alive.
+const MAX_RSET: Duration = Duration::from_secs(5);
 
 /// The submission port.
 const DEFAULT_PORT: u16 = 587;
-/// A connection that nobody needs is kept so long.
-const KEEP_IDLE: Duration = Duration::from_secs(5);
-/// So many idle connections are kept.
-const MAX_IDLE: usize = 8;
 
-/// `type = "smtp"`, without the keys that every channel has.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The relay.
-    pub host: Spanned<String>,
-    /// Its port.
-    pub port: Option<Spanned<u16>>,
-    /// How the connection is protected.
-    #[serde(default)]
-    pub tls: Tls,
-    /// How to log in; absent: not at all.
-    pub auth: Option<Auth>,
-    /// The user name.
-    pub username: Option<Spanned<String>>,
-    /// The password.
-    pub password: Option<SecretSource>,
-    /// The sender.
-    pub from: Spanned<String>,
-    /// Where answers go.
-    pub reply_to: Option<Spanned<String>>,
-    /// The envelope's sender; by default the address in `from`.
-    pub return_path: Option<Spanned<String>>,
-    /// Certificates in place of the system's roots.
-    pub ca_file: Option<Spanned<PathBuf>>,
-    /// A fixed recipient: a shared place.
-    pub to: Option<Spanned<String>>,
-    /// The name in EHLO.
-    pub ehlo: Option<Spanned<String>>,
+/// How the connection is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tls {
+    /// STARTTLS, or nothing is sent.
+    #[default]
+    Starttls,
+    /// TLS from the first byte.
+    Implicit,
+    /// In the clear.
+    None,
 }
 
-/// `auth`
+/// How we log in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Auth {
@@ -81,26 +79,32 @@ pub enum Auth {
     Password,
 }
 
-/// A mail relay.
-pub struct Smtp {
-    server: Server,
-    from: Mailbox,
-    reply_to: Option<Mailbox>,
-    return_path: Address,
-    to: Option<Address>,
-    idle: Arc<Idle>,
+/// `[channel.x]` with `type = "smtp"`, without the keys that every channel has.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    host: Spanned<String>,
+    port: Option<Spanned<u16>>,
+    tls: Option<Spanned<Tls>>,
+    auth: Option<Spanned<Auth>>,
+    username: Option<Spanned<String>>,
+    password: Option<SecretSource>,
+    from: Spanned<String>,
+    reply_to: Option<Spanned<String>>,
+    return_path: Option<Spanned<String>>,
+    ca_file: Option<Spanned<PathBuf>>,
+    to: Option<Spanned<String>>,
+    ehlo: Option<Spanned<String>>,
 }
 
-/// Open connections that nobody uses just now.
-#[derive(Default)]
-struct Idle(Mutex<Parked>);
-
-#[derive(Default)]
-struct Parked {
-    /// Since when each one waits.
-    sessions: Vec<(Session, Instant)>,
-    /// A task is there that ends them.
-    watched: bool,
+/// A relay, and what every mail to it has in common.
+pub struct Smtp {
+    relay: Relay,
+    final_dot: Duration,
+    sender: mail::Sender,
+    return_path: Address,
+    to: Option<Mailbox>,
+    park: Arc<Park>,
 }
 
 impl Config {
@@ -109,275 +113,362 @@ impl Config {
         self.to.is_some()
     }
 
-    /// Checks addresses, log-in and certificates; nothing is opened.
+    /// Checks everything that can be checked without the network. `timeout` is the bound of one step.
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Smtp> {
-        let host = self.host.get_ref().trim().to_owned();
-        let local = is_loopback(&host);
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let with_port = host.contains(':') && bare.parse::<IpAddr>().is_err();
-        if host.is_empty() || host.contains(['/', ' ', '@']) || with_port {
-            let text = format!("\"{host}\" is no host; write its name or address, without a port");
-            check.problem(self.host.span(), text);
-        }
         let port = self.port.as_ref().map_or(DEFAULT_PORT, |p| *p.get_ref());
+        let mode = self
+            .tls
+            .as_ref()
+            .map_or_else(Tls::default, |t| *t.get_ref());
+        let mode_span = self.tls.as_ref().map(Spanned::span);
+        let host = host(&self.host, check);
         if port == 0 {
-            check.problem(self.port.as_ref().map(Spanned::span), "there is no port 0");
-        }
-        if self.tls == Tls::Implicit && port == DEFAULT_PORT {
-            check.warning(
-                self.port.as_ref().unwrap_or(&Spanned::new(self.host.span(), port)).span(),
-                "port 587 usually wants tls = \"starttls\"; tls = \"implicit\" usually stands with port = 465",
-            );
-        }
-        if self.tls == Tls::None && !local {
-            check.warning(
-                self.host.span(),
-                "tls = \"none\" sends codes in clear over the network; use \"starttls\" or \"implicit\"",
-            );
-        }
-        let login = self.login(check);
-        if login.is_some() && self.tls == Tls::None && !local {
-            check.warning(
-                self.host.span(),
-                "the password goes over the network in clear",
-            );
-        }
-        let roots = tls::client(
-            self.tls != Tls::None,
-            self.ca_file.as_ref(),
-            self.host.span(),
-            check,
-        );
-        let from = mailbox(&self.from, check);
-        let reply_to = self.reply_to.as_ref().map(|r| mailbox(r, check));
-        let return_path = self.return_path.as_ref().map(|r| address(r, check));
-        let to = self.to.as_ref().map(|t| address(t, check));
-        if let Some(name) = &self.ehlo
-            && (name.get_ref().is_empty() || !name.get_ref().bytes().all(|b| b.is_ascii_graphic()))
-        {
             check.problem(
-                name.span(),
-                "the name in EHLO is one word of ASCII letters, such as \"relay.example.com\"",
+                self.port.as_ref().map(Spanned::span),
+                "port 0 can't be connected to",
             );
         }
+        self.warn(mode, port, mode_span.clone(), check);
+
+        let security = match mode {
+            Tls::None => {
+                if let Some(file) = &self.ca_file {
+                    check.warning(file.span(), "ca_file has no effect with tls = \"none\"");
+                }
+                Some(Security::None)
+            }
+            Tls::Starttls => {
+                tls::client_config(self.ca_file.as_ref(), check).map(Security::StartTls)
+            }
+            Tls::Implicit => {
+                tls::client_config(self.ca_file.as_ref(), check).map(Security::Implicit)
+            }
+        };
+        let login = self.login(check);
+        let from = mailbox(&self.from, check);
+        let reply_to = self.reply_to.as_ref().map(|m| mailbox(m, check));
+        let to = self.to.as_ref().map(|m| mailbox(m, check));
+        let return_path = self.return_path.as_ref().map(|path| {
+            let address = mail::address(path.get_ref());
+            told(address, path, check)
+        });
+        let ehlo = match &self.ehlo {
+            Some(name) => Some(client_id(name, check)?),
+            None => system_name().map(ClientId::Domain),
+        };
+
+        let (host, name) = host?;
         let from = from?;
         Some(Smtp {
             return_path: match return_path {
-                Some(given) => given?,
+                Some(path) => path?,
                 None => from.email.clone(),
             },
-            from,
-            reply_to: match reply_to {
-                Some(given) => Some(given?),
-                None => None,
-            },
-            to: match to {
-                Some(given) => Some(given?),
-                None => None,
-            },
-            server: Server {
+            relay: Relay {
                 host,
+                name,
                 port,
-                tls: self.tls,
-                roots: Arc::new(roots?),
+                security: security?,
                 login: login?,
-                ehlo: self.ehlo.map(Spanned::into_inner),
-                timeout,
+                ehlo,
+                step: timeout,
             },
-            idle: Arc::default(),
+            final_dot: timeout.max(MIN_FINAL_DOT),
+            sender: mail::Sender {
+                from,
+                reply_to: transposed(reply_to)?,
+            },
+            to: transposed(to)?,
+            park: Arc::default(),
         })
     }
 
-    /// `None`: it can't be read. `Some(None)`: none is wanted.
-    #[expect(
-        clippy::option_option,
-        reason = "a log-in that is absent is no problem; one that can't be read is"
-    )]
-    fn login(&self, check: &mut Check) -> Option<Option<(String, Secret)>> {
-        let Some(Auth::Password) = self.auth else {
-            let unused = self
-                .username
-                .as_ref()
-                .map(Spanned::span)
-                .or(self.password.as_ref().map(|p| p.span.clone()));
-            if let Some(span) = unused {
-                check.problem(
+    fn warn(&self, mode: Tls, port: u16, span: Option<Span>, check: &mut Check) {
+        let span = span
+            .or_else(|| self.port.as_ref().map(Spanned::span))
+            .unwrap_or_else(|| self.host.span());
+        match (mode, port) {
+            (Tls::Implicit, 587 | 25) => check.warning(
+                span.clone(),
+                format!("port {port} usually begins in the clear (tls = \"starttls\"); tls = \"implicit\" is usually port 465"),
+            ),
+            (Tls::Starttls, 465) => check.warning(
+                span.clone(),
+                "port 465 usually expects TLS from the first byte: tls = \"implicit\"",
+            ),
+            _ => {}
+        }
+        if mode == Tls::None && !is_loopback(self.host.get_ref()) {
+            check.warning(
+                span.clone(),
+                "with tls = \"none\" activation codes travel in the clear; write tls = \"starttls\" or \"implicit\"",
+            );
+            if self.auth.is_some() {
+                check.warning(
                     span,
-                    "there is a user name or password, but no `auth`; write auth = \"password\"",
+                    "with tls = \"none\" the password travels in the clear",
+                );
+            }
+        }
+    }
+
+    /// `None`: can't be built. `Some(None)`: no AUTH.
+    fn login(&self, check: &mut Check) -> Option<Option<Login>> {
+        let password = self.password.as_ref().map(|source| check.secret(source));
+        let Some(auth) = &self.auth else {
+            let span = self.username.as_ref().map(Spanned::span);
+            if let Some(span) = span.or_else(|| self.password.as_ref().map(|p| p.span.clone())) {
+                check.warning(
+                    span,
+                    "username and password have no effect without auth = \"password\"",
                 );
             }
             return Some(None);
         };
-        let missing = |what: &str| format!("auth = \"password\" needs `{what}`");
+        let mut missing = |key: &str| {
+            check.problem(auth.span(), format!("auth = \"password\" needs {key}"));
+        };
         if self.username.is_none() {
-            check.problem(self.host.span(), missing("username"));
+            missing("username");
         }
-        match &self.password {
-            None => {
-                check.problem(self.host.span(), missing("password"));
-                None
-            }
-            Some(source) => {
-                let password = check.secret(source)?;
-                Some(Some((self.username.clone()?.into_inner(), password)))
-            }
+        if password.is_none() {
+            missing("password, such as password = { credential = \"smtp\" }");
         }
+        let username = self.username.as_ref()?;
+        if username.get_ref().is_empty() || username.get_ref().contains('\0') {
+            check.problem(username.span(), "username is empty or holds a NUL");
+            return None;
+        }
+        Some(Some(Login {
+            username: username.get_ref().clone(),
+            password: password??,
+        }))
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .parse::<IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
+/// An option that was asked for must also be right.
+fn transposed<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+    value.map_or(Some(None), |value| value.map(Some))
+}
+
+fn told<T>(
+    parsed: Result<T, &'static str>,
+    text: &Spanned<String>,
+    check: &mut Check,
+) -> Option<T> {
+    parsed
+        .map_err(|what| check.problem(text.span(), format!("\"{}\" {what}", text.get_ref())))
+        .ok()
 }
 
 fn mailbox(text: &Spanned<String>, check: &mut Check) -> Option<Mailbox> {
-    match text.get_ref().parse() {
-        Ok(mailbox) => Some(mailbox),
-        Err(e) => {
-            let text = (text.span(), text.get_ref());
-            check.problem(
-                text.0,
-                format!(
-                    "\"{}\" is no mail address: {e}; write \"Name <name@example.com>\"",
-                    text.1
-                ),
-            );
-            None
-        }
-    }
+    told(mail::mailbox(text.get_ref()), text, check)
 }
 
-fn address(text: &Spanned<String>, check: &mut Check) -> Option<Address> {
-    mailbox(text, check).map(|m| m.email)
+/// The host as the resolver and as TLS know it; an IPv6 address may stand in brackets.
+fn host(text: &Spanned<String>, check: &mut Check) -> Option<(String, ServerName<'static>)> {
+    let bare = bare(text.get_ref());
+    let parsed = ServerName::try_from(bare.to_owned())
+        .map_err(|_| "is neither a host name nor an IP address; the port has its own key");
+    told(parsed, text, check).map(|name| (bare.to_owned(), name))
+}
+
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || bare(host)
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+fn client_id(text: &Spanned<String>, check: &mut Check) -> Option<ClientId> {
+    let name = text.get_ref();
+    let parsed = match bare(name).trim_start_matches("IPv6:").parse() {
+        Ok(IpAddr::V4(ip)) => Ok(ClientId::Ipv4(ip)),
+        Ok(IpAddr::V6(ip)) => Ok(ClientId::Ipv6(ip)),
+        Err(_) if is_domain(name) => Ok(ClientId::Domain(name.clone())),
+        Err(_) => Err("is neither a host name nor an IP address"),
+    };
+    told(parsed, text, check)
+}
+
+fn is_domain(name: &str) -> bool {
+    name.len() <= 255
+        && name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        })
+}
+
+/// The system's host name, if it is one that a relay could look up.
+fn system_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    let full = name.contains('.') && name.parse::<IpAddr>().is_err();
+    (full && is_domain(name) && !name.starts_with("localhost.")).then(|| name.to_owned())
 }
 
 impl Smtp {
-    /// What must never be shown: the password in every form in which it goes over the wire.
+    /// Whether every mail goes to one fixed place that several people read.
+    pub fn shared(&self) -> bool {
+        self.to.is_some()
+    }
+
+    /// What must never be shown: the password, and the shapes in which AUTH sends it.
     pub fn secrets(&self) -> Vec<Secret> {
-        let Some((user, password)) = &self.server.login else {
-            return Vec::new();
-        };
-        let plain = format!("\0{user}\0{}", password.expose());
-        vec![
-            password.clone(),
-            Secret::new(BASE64_STANDARD.encode(password.expose())),
-            Secret::new(BASE64_STANDARD.encode(plain)),
-        ]
+        self.relay.login.as_ref().map_or_else(Vec::new, |login| {
+            vec![
+                login.password.clone(),
+                Secret::new(login.plain().as_str()),
+                Secret::new(login.login().as_str()),
+            ]
+        })
     }
 
-    /// A session in which the relay has taken sender and recipient.
-    async fn begin(&self, to: &Address, attempt: &Attempt<'_>) -> Result<Session, SendError> {
-        if let Some(mut session) = self.idle.take() {
-            attempt
-                .transcript
-                .line(|| "* an open connection is used again".to_owned());
-            match session.begin(&self.return_path, to, attempt).await {
-                Ok(()) => return Ok(session),
-                // It had ended while it waited, which says nothing about the relay.
-                Err(_) if session.is_lost() => {}
-                Err(refused) => {
-                    self.idle.put(session);
-                    return Err(refused);
-                }
+    /// A connection that waited and is still alive, else a fresh one.
+    async fn connection(&self, attempt: &Attempt<'_>) -> Result<Dialogue, Failure> {
+        if let Some(mut dialogue) = self.park.take() {
+            let limit = self.relay.step.min(MAX_RSET);
+            let alive = dialogue.say(attempt, Rset, limit).await;
+            if alive.is_ok_and(|reply| reply.code == 250) {
+                return Ok(dialogue);
             }
         }
-        let mut session = self.server.connect(attempt).await?;
-        match session.begin(&self.return_path, to, attempt).await {
-            Ok(()) => Ok(session),
-            Err(e) => {
-                self.idle.put(session);
-                Err(e)
+        self.relay.dial(attempt).await
+    }
+
+    /// From MAIL to the answer to the final dot.
+    async fn transact(
+        &self,
+        dialogue: &mut Dialogue,
+        attempt: &Attempt<'_>,
+        to: &Address,
+        message: &[u8],
+    ) -> Result<Reply, Stop> {
+        let step = self.relay.step;
+        let from = Mail::new(Some(self.return_path.clone()), Vec::new());
+        let reply = dialogue.say(attempt, from, step).await;
+        stop(Stage::Mail, reply, &[250])?;
+        let rcpt = Rcpt::new(to.clone(), Vec::new());
+        let reply = dialogue.say(attempt, rcpt, step).await;
+        stop(Stage::Rcpt, reply, &[250, 251])?;
+        attempt.commit.commit().await.map_err(Stop::Uncommitted)?;
+        let reply = dialogue.say(attempt, Data, step).await;
+        stop(Stage::Data, reply, &[354])?;
+        let reply = dialogue
+            .content(attempt, message, step, self.final_dot)
+            .await;
+        stop(Stage::Content, reply, &[250])
+    }
+
+    /// The failure as the rest of the relay sees it: a class and a sentence.
+    fn error(&self, (stage, fault): Failure, redactor: &Redactor) -> SendError {
+        let class = class(stage, &fault);
+        let reason = self.sentence(stage, fault, redactor);
+        match class {
+            Class::Transient => SendError::Transient {
+                reason,
+                after: None,
+            },
+            Class::Away => SendError::Away {
+                reason,
+                after: None,
+            },
+            Class::Permanent => SendError::Permanent { reason },
+            Class::Broken => SendError::Broken { reason },
+            Class::Unknown => SendError::Unknown { reason },
+        }
+    }
+
+    fn sentence(&self, stage: Stage, fault: Fault, redactor: &Redactor) -> String {
+        let relay = &self.relay;
+        let answered = match stage {
+            Stage::Greeting => "greeted".to_owned(),
+            _ => format!("answered {stage}"),
+        };
+        match fault {
+            Fault::Answer(reply) => {
+                let said = redactor.clean(&reply.text());
+                format!("{relay} {answered} with {said}")
             }
+            Fault::Garbled(what) => format!("{relay} {answered} with {what}"),
+            Fault::Slow(limit) if stage == Stage::Connect => {
+                format!("{relay} can't be reached: no answer within {limit:?}")
+            }
+            Fault::Slow(limit) => format!("{relay} gave no answer at {stage} within {limit:?}"),
+            Fault::Lost(e) if stage == Stage::Connect => format!("{relay} can't be reached: {e}"),
+            Fault::Lost(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                format!("{relay} closed the connection at {stage}")
+            }
+            Fault::Lost(e) => {
+                let e = redactor.clean(&e.to_string());
+                format!("the connection to {relay} broke at {stage}: {e}")
+            }
+            Fault::Unfit(what) => format!("{relay} {what}"),
+            Fault::Certificate(sentence) => redactor.clean(&sentence),
         }
     }
 }
 
-impl Idle {
-    fn lock(&self) -> MutexGuard<'_, Parked> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Why a transaction ended without acceptance.
+enum Stop {
+    Step(Failure),
+    Uncommitted(SendError),
+}
 
-    fn take(&self) -> Option<Session> {
-        let mut parked = self.lock();
-        loop {
-            let (mut session, since) = parked.sessions.pop()?;
-            if since.elapsed() < KEEP_IDLE && session.is_quiet() {
-                return Some(session);
-            }
-        }
-    }
-
-    /// Keeps a session for a while, unless it is lost; then says good-bye.
-    fn put(self: &Arc<Self>, session: Session) {
-        if session.is_lost() {
-            return;
-        }
-        let mut parked = self.lock();
-        if parked.sessions.len() >= MAX_IDLE {
-            return;
-        }
-        parked.sessions.push((session, Instant::now()));
-        if !std::mem::replace(&mut parked.watched, true) {
-            tokio::spawn(watch(Arc::downgrade(self)));
+impl Stop {
+    /// Whether the connection is as good as before: the peer answered in order and goes on listening.
+    fn in_step(&self) -> bool {
+        match self {
+            Self::Uncommitted(_) => true,
+            Self::Step((_, Fault::Answer(reply))) => reply.code >= 400 && reply.code != 421,
+            Self::Step(_) => false,
         }
     }
 }
 
-/// Ends the sessions that waited for too long, until none is left.
-async fn watch(idle: Weak<Idle>) {
-    let mut watched = true;
-    while watched {
-        tokio::time::sleep(KEEP_IDLE).await;
-        let Some(idle) = idle.upgrade() else { return };
-        let over: Vec<_> = {
-            let mut parked = idle.lock();
-            let (over, kept) = std::mem::take(&mut parked.sessions)
-                .into_iter()
-                .partition(|(_, since)| since.elapsed() >= KEEP_IDLE);
-            parked.sessions = kept;
-            watched = !parked.sessions.is_empty();
-            parked.watched = watched;
-            over
-        };
-        for (session, _) in over {
-            session.quit().await;
-        }
+fn stop(stage: Stage, reply: Result<Reply, Fault>, wanted: &[u16]) -> Result<Reply, Stop> {
+    match reply {
+        Ok(reply) if wanted.contains(&reply.code) => Ok(reply),
+        Ok(reply) => Err(Stop::Step((stage, Fault::Answer(reply)))),
+        Err(fault) => Err(Stop::Step((stage, fault))),
     }
 }
 
 #[async_trait]
 impl Carrier for Smtp {
     async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError> {
-        let permanent = |reason: String| SendError::Permanent { reason };
-        let (to, name) = match (&self.to, attempt.to) {
-            (Some(fixed), _) => (fixed.clone(), None),
-            (None, Some(person)) => {
-                let address = person.email.parse().map_err(|_| {
-                    permanent("the recipient's address is no mail address".to_owned())
-                })?;
-                (address, person.name.as_deref())
-            }
-            (None, None) => return Err(permanent("there is no recipient".to_owned())),
+        let to = match (&self.to, attempt.to) {
+            (Some(fixed), _) => Ok(fixed.clone()),
+            (None, Some(person)) => mail::person(person),
+            (None, None) => Err("the delivery has no recipient".to_owned()),
         };
-        let message = mail::build(
-            &self.from,
-            self.reply_to.as_ref(),
-            &to.to_string(),
-            name,
-            attempt.note,
-        )
-        .map_err(|e| permanent(e.to_string()))?;
-        let message = Zeroizing::new(message);
-        let mut session = self.begin(&to, attempt).await?;
-        let sent = match attempt.commit.commit().await {
-            Ok(()) => session.finish(&message, attempt).await,
-            Err(e) => Err(e),
-        };
-        self.idle.put(session);
-        sent.map(|said| Receipt { said })
+        let built = to.and_then(|to| {
+            let message = mail::build(&self.sender, &to, attempt.note, SystemTime::now())?;
+            Ok((to.email, message))
+        });
+        let (to, message) = built.map_err(|reason| SendError::Permanent { reason })?;
+
+        let dialogue = self.connection(attempt).await;
+        let mut dialogue = dialogue.map_err(|failure| self.error(failure, attempt.redactor))?;
+        let outcome = self.transact(&mut dialogue, attempt, &to, &message).await;
+        if outcome.as_ref().map_or_else(Stop::in_step, |_| true) && dialogue.in_step() {
+            self.park.put(dialogue);
+        }
+        match outcome {
+            Ok(reply) => Ok(Receipt {
+                said: attempt.redactor.clean(&reply.text()),
+            }),
+            Err(Stop::Uncommitted(error)) => Err(error),
+            Err(Stop::Step(failure)) => Err(self.error(failure, attempt.redactor)),
+        }
     }
 }

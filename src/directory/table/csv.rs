@@ -321,3 +321,58 @@ impl Oddities {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::directory::table::people::Found;
+    use crate::recipients;
+    use crate::settings::Check;
+
+    use super::*;
+
+    fn recipients() -> Recipients {
+        let config: recipients::Config = toml::from_str("domains = [\"example.com\"]").unwrap();
+        config.build(&mut Check::new(".", None, true)).unwrap()
+    }
+
+    fn quoted(text: &str) -> String {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(header: bool, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut file = if header { b"user,email,name\n".to_vec() } else { Vec::new() };
+            file.extend(bytes);
+            drop(read(&file[..], 0, "t", &recipients()));
+        }
+
+        #[test]
+        fn nearly_right_lines_make_no_panic(lines in "(user,email|[ab]|\"|,|;|@|\n|\r|a@example.com|é|\u{feff}){0,40}") {
+            let file = format!("user,email\n{lines}");
+            drop(read(file.as_bytes(), 0, "t", &recipients()));
+        }
+
+        #[test]
+        fn what_is_quoted_comes_back_under_its_own_user(
+            names in proptest::collection::vec("[^\\p{Cc}]{0,20}", 1..30),
+        ) {
+            let mut file = "email,name,user\r\n".to_owned();
+            for (n, name) in names.iter().enumerate() {
+                file += &format!("user{n}@example.com,{},User{n}\r\n", quoted(name));
+            }
+            let content = read(file.as_bytes(), 0, "t", &recipients()).unwrap();
+            for (n, name) in names.iter().enumerate() {
+                let user = format!("user{n}");
+                let Found::One(fields) = content.people.find(&user) else {
+                    panic!("{user} is not found")
+                };
+                prop_assert_eq!(fields.user, &user);
+                prop_assert_eq!(fields.email, format!("{user}@example.com"));
+                prop_assert_eq!(fields.name, name.trim());
+            }
+        }
+    }
+}

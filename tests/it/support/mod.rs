@@ -1,8 +1,11 @@
 //! What the tests share: a relay to start, servers to send to, log lines to send.
 
+pub mod authority;
 pub mod http_sink;
+pub mod postfix;
 pub mod relay;
 pub mod samples;
+pub mod smtp_sink;
 
 use std::time::Duration;
 use std::time::Instant;

@@ -1,18 +1,9 @@
-//! An SMTP server that keeps what it accepted and misbehaves as a test says.
+//! An SMTP server that takes mail like any other, and misbehaves at the steps a test names.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::time::Duration;
-use std::time::Instant;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use rcgen::BasicConstraints;
-use rcgen::CertificateParams;
-use rcgen::DnType;
-use rcgen::IsCa;
-use rcgen::Issuer;
-use rcgen::KeyPair;
 use tokio::io::AsyncBufReadExt;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
@@ -20,542 +11,400 @@ use tokio::io::AsyncWriteExt;
 use tokio::io::BufReader;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Where in the dialogue an answer is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    Connect,
-    Ehlo,
-    StartTls,
-    /// When all of the log-in has been said.
-    Auth,
-    Mail,
-    Rcpt,
-    Data,
-    /// After the final dot.
-    End,
-    Other,
-}
+use super::authority::Identity;
 
-/// What the script is asked about.
+/// A place in the dialogue at which the server speaks.
 pub struct Step<'a> {
-    pub stage: Stage,
-    /// From 1.
+    /// The number of the connection, from 0.
     pub connection: usize,
-    /// Inside TLS.
+    /// `CONNECT`, a command in capitals, `LOGIN` (a line of AUTH LOGIN) or `CONTENT` (after the final dot).
+    pub verb: &'a str,
+    /// Whether this is inside TLS.
     pub tls: bool,
-    /// The command.
-    pub line: &'a str,
-    /// The recipients of the transaction, this one included.
-    pub rcpts: &'a [String],
 }
 
-/// What the server does.
-pub enum Answer {
-    /// What a good server would.
+/// What the server does there.
+#[derive(Clone)]
+pub enum Act {
+    /// What a good server does.
     Usual,
-    /// These lines, joined by CRLF; the end is added.
+    /// Says these bytes, and goes on as if they were right.
     Say(String),
-    /// These bytes.
-    Raw(Vec<u8>),
-    /// The same, but later.
-    Late(Duration, String),
-    /// A byte now and then.
-    Drip(Duration, String),
-    /// The usual, then the end of the connection.
-    ThenHangUp,
-    /// Nothing, and the end of the connection.
-    HangUp,
-    /// Nothing, until the client has had enough.
-    Silence,
+    /// Waits for the signal, then says these bytes.
+    SayAfter(Arc<Notify>, String),
+    /// Says these bytes and closes the connection.
+    SayAndClose(String),
+    /// Closes the connection.
+    Close,
+    /// Says nothing more, but stays.
+    Hang,
 }
 
-/// A line to say.
-pub fn say(line: &str) -> Answer {
-    Answer::Say(line.to_owned())
-}
-
-/// What was accepted.
+/// A message that was taken.
 #[derive(Clone, Debug)]
-pub struct Mail {
-    pub from: String,
-    pub rcpts: Vec<String>,
-    /// As it was before its dots were doubled.
-    pub data: Vec<u8>,
-    /// From 1.
+pub struct Taken {
     pub connection: usize,
-    pub at: Instant,
+    pub from: String,
+    pub to: Vec<String>,
+    /// The content without the dots of the transport.
+    pub content: String,
+    /// The content as it came.
+    pub wire: String,
 }
 
-impl Mail {
-    /// The head, unfolded, as (name in lower case, value).
-    pub fn headers(&self) -> Vec<(String, String)> {
-        headers(&self.data)
-    }
-
-    /// The value of the one header of this name.
-    #[track_caller]
-    pub fn header(&self, name: &str) -> String {
-        let values: Vec<_> = self
-            .headers()
-            .into_iter()
-            .filter_map(|(n, value)| (n == name).then_some(value))
-            .collect();
-        match &values[..] {
-            [one] => one.clone(),
-            _ => panic!("header {name}: {values:?}"),
-        }
-    }
-
-    /// The parts of `multipart/alternative`, decoded: plain text and HTML.
-    pub fn parts(&self) -> (String, String) {
-        let kind = self.header("content-type");
-        assert!(kind.starts_with("multipart/alternative"), "{kind}");
-        let boundary = kind.split("boundary=\"").nth(1).unwrap();
-        let boundary = boundary.split('"').next().unwrap();
-        let text = std::str::from_utf8(&self.data).unwrap();
-        let parts: Vec<_> = text
-            .split(&format!("--{boundary}"))
-            .skip(1)
-            .take_while(|part| part.starts_with("\r\n"))
-            .map(|part| part[2..].strip_suffix("\r\n").unwrap())
-            .collect();
-        let [plain, html] = parts[..] else {
-            panic!("{} parts", parts.len())
-        };
-        (
-            decoded(plain, "text/plain; charset=utf-8"),
-            decoded(html, "text/html; charset=utf-8"),
-        )
-    }
-}
-
-fn headers(data: &[u8]) -> Vec<(String, String)> {
-    let text = String::from_utf8_lossy(data);
-    let (head, _) = text.split_once("\r\n\r\n").unwrap();
-    let head = head.replace("\r\n ", " ").replace("\r\n\t", " ");
-    head.split("\r\n")
-        .map(|line| line.split_once(':').unwrap())
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-        .collect()
-}
-
-fn decoded(part: &str, kind: &str) -> String {
-    let headers = headers(part.as_bytes());
-    let header = |name: &str| {
-        let found = headers.iter().find(|(n, _)| n == name);
-        found.map_or("", |(_, value)| value)
-    };
-    assert_eq!(header("content-type"), kind);
-    let (_, body) = part.split_once("\r\n\r\n").unwrap();
-    let bytes = match header("content-transfer-encoding") {
-        "7bit" => body.as_bytes().to_vec(),
-        "quoted-printable" => unquoted(body),
-        other => panic!("encoding {other}"),
-    };
-    String::from_utf8(bytes).unwrap()
-}
-
-fn unquoted(body: &str) -> Vec<u8> {
-    let joined = body.replace("=\r\n", "");
-    let mut pieces = joined.split('=');
-    let mut out = pieces.next().unwrap().as_bytes().to_vec();
-    for piece in pieces {
-        out.push(u8::from_str_radix(&piece[..2], 16).unwrap());
-        out.extend_from_slice(&piece.as_bytes()[2..]);
-    }
-    out
-}
-
-/// A certificate authority.
-pub struct Authority {
-    pub pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        Self {
-            pem: params.self_signed(&key).unwrap().pem(),
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// A server's certificate and key as PEM.
-    pub fn issue(&self, names: &[&str]) -> (String, String) {
-        let names: Vec<_> = names.iter().map(|n| (*n).to_owned()).collect();
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(names)
-            .unwrap()
-            .signed_by(&key, &self.issuer)
-            .unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    /// What a server with these names needs.
-    pub fn acceptor(&self, names: &[&str]) -> TlsAcceptor {
-        let (certificate, key) = self.issue(names);
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
-                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-            )
-            .unwrap();
-        TlsAcceptor::from(Arc::new(config))
-    }
-}
-
-/// What kind of server it is.
+/// What the server has seen.
 #[derive(Clone, Default)]
-pub struct Kind {
-    /// What its answer to EHLO offers; STARTTLS comes by itself.
-    pub offers: Vec<&'static str>,
-    /// It can do TLS.
-    pub tls: Option<TlsAcceptor>,
-    /// TLS from the first byte.
-    pub implicit: bool,
+pub struct Seen {
+    /// Connections made.
+    pub connections: usize,
+    /// Connections that ended.
+    pub closed: usize,
+    /// Every command line, with the number of its connection.
+    pub lines: Vec<(usize, String)>,
+    /// Messages whose final dot was answered with 250.
+    pub taken: Vec<Taken>,
+    /// Final dots that came.
+    pub final_dots: usize,
 }
 
-type Script = dyn Fn(&Step<'_>) -> Answer + Send + Sync;
+type Script = dyn Fn(&Step<'_>) -> Act + Send + Sync;
 
-#[derive(Default)]
-struct Seen {
-    mails: Vec<Mail>,
-    commands: Vec<String>,
-    connections: usize,
+struct Server {
+    script: Box<Script>,
+    acceptor: Option<TlsAcceptor>,
+    implicit: bool,
+    auth: &'static str,
+    login: (String, String),
+    seen: watch::Sender<Seen>,
 }
 
-/// The server, in a thread of its own, so that any test can use it; it ends with the test.
-pub struct SmtpSink {
-    pub port: u16,
-    seen: Arc<Mutex<Seen>>,
-    _end: oneshot::Sender<()>,
+/// How the server is set up.
+pub struct Setup {
+    script: Box<Script>,
+    acceptor: Option<TlsAcceptor>,
+    implicit: bool,
+    auth: &'static str,
 }
 
-impl SmtpSink {
-    /// A plain server.
-    pub fn start(script: impl Fn(&Step<'_>) -> Answer + Send + Sync + 'static) -> Self {
-        Self::with(Kind::default(), script)
-    }
+/// A running server; it ends when this is dropped.
+pub struct Sink {
+    pub address: SocketAddr,
+    seen: watch::Receiver<Seen>,
+    _listener: AbortOnDropHandle<()>,
+}
 
-    /// A server that takes everything.
-    pub fn good() -> Self {
-        Self::start(|_| Answer::Usual)
-    }
+/// The only account.
+pub const USERNAME: &str = "ftm-relay";
+/// Its password.
+pub const PASSWORD: &str = "correct horse";
 
-    pub fn with(
-        kind: Kind,
-        script: impl Fn(&Step<'_>) -> Answer + Send + Sync + 'static,
-    ) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let (end, ended) = oneshot::channel::<()>();
-        let kept = Arc::clone(&seen);
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                tokio::select! {
-                    () = accept(listener, Arc::new(kind), Arc::new(script), kept) => {}
-                    _ = ended => {}
-                }
-            });
-        });
+impl Setup {
+    pub fn new() -> Self {
         Self {
-            port,
-            seen,
-            _end: end,
+            script: Box::new(|_| Act::Usual),
+            acceptor: None,
+            implicit: false,
+            auth: "",
         }
     }
 
-    /// What it accepted, in order.
-    pub fn mails(&self) -> Vec<Mail> {
-        self.seen.lock().unwrap().mails.clone()
+    /// Offers STARTTLS with this certificate.
+    pub fn starttls(mut self, identity: &Identity) -> Self {
+        self.acceptor = Some(identity.acceptor());
+        self
     }
 
-    /// Every command it got, over all connections; an answer within AUTH counts as one.
-    pub fn commands(&self) -> Vec<String> {
-        self.seen.lock().unwrap().commands.clone()
+    /// Speaks TLS from the first byte.
+    pub fn implicit(mut self, identity: &Identity) -> Self {
+        self.implicit = true;
+        self.starttls(identity)
     }
 
-    /// The commands that start so.
-    pub fn count(&self, start: &str) -> usize {
-        let seen = self.seen.lock().unwrap();
-        seen.commands.iter().filter(|c| c.starts_with(start)).count()
+    /// Offers these mechanisms.
+    pub fn auth(mut self, mechanisms: &'static str) -> Self {
+        self.auth = mechanisms;
+        self
     }
 
-    /// So many connections came.
-    pub fn connections(&self) -> usize {
-        self.seen.lock().unwrap().connections
+    /// Misbehaves.
+    pub fn script(mut self, script: impl Fn(&Step<'_>) -> Act + Send + Sync + 'static) -> Self {
+        self.script = Box::new(script);
+        self
     }
-}
 
-async fn accept(
-    listener: std::net::TcpListener,
-    kind: Arc<Kind>,
-    script: Arc<Script>,
-    seen: Arc<Mutex<Seen>>,
-) {
-    let listener = TcpListener::from_std(listener).unwrap();
-    while let Ok((socket, _)) = listener.accept().await {
-        let connection = {
-            let mut seen = seen.lock().unwrap();
-            seen.connections += 1;
-            seen.connections
-        };
-        let peer = Peer {
-            kind: Arc::clone(&kind),
-            script: Arc::clone(&script),
-            seen: Arc::clone(&seen),
-            connection,
-            tls: kind.implicit,
-        };
-        tokio::spawn(peer.welcome(socket));
+    pub async fn start(self) -> Sink {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.serve(listener)
     }
-}
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-struct Peer {
-    kind: Arc<Kind>,
-    script: Arc<Script>,
-    seen: Arc<Mutex<Seen>>,
-    connection: usize,
-    tls: bool,
-}
-
-impl Peer {
-    async fn welcome(mut self, socket: TcpStream) -> Option<()> {
-        socket.set_nodelay(true).ok()?;
-        let mut stream: BufReader<Box<dyn Stream>> = BufReader::new(match &self.kind.tls {
-            Some(tls) if self.tls => Box::new(tls.accept(socket).await.ok()?),
-            _ => Box::new(socket),
+    /// Serves a listener that the test has bound.
+    pub fn serve(self, listener: TcpListener) -> Sink {
+        let (sender, seen) = watch::channel(Seen::default());
+        let address = listener.local_addr().unwrap();
+        let server = Arc::new(Server {
+            script: self.script,
+            acceptor: self.acceptor,
+            implicit: self.implicit,
+            auth: self.auth,
+            login: (base64(USERNAME.as_bytes()), base64(PASSWORD.as_bytes())),
+            seen: sender,
         });
-        self.answer(&mut stream, Stage::Connect, "", &[], "220 sink ready")
+        let listener = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let number = server.seen.borrow().connections;
+                server.seen.send_modify(|seen| seen.connections += 1);
+                let server = Arc::clone(&server);
+                connections.spawn(async move {
+                    // A connection that breaks is what many tests want.
+                    drop(server.connection(number, stream).await);
+                    server.seen.send_modify(|seen| seen.closed += 1);
+                });
+            }
+        }));
+        Sink {
+            address,
+            seen,
+            _listener: listener,
+        }
+    }
+}
+
+impl Sink {
+    pub fn seen(&self) -> Seen {
+        self.seen.borrow().clone()
+    }
+
+    /// Waits until the server has seen enough.
+    pub async fn until(&self, enough: impl FnMut(&Seen) -> bool) -> Seen {
+        let mut seen = self.seen.clone();
+        let waiting = seen.wait_for(enough);
+        tokio::time::timeout(Duration::from_secs(20), waiting)
+            .await
+            .expect("the server sees it in time")
+            .unwrap()
+            .clone()
+    }
+}
+
+impl Seen {
+    /// The commands of one connection, without their arguments.
+    pub fn verbs(&self, connection: usize) -> Vec<String> {
+        self.lines
+            .iter()
+            .filter(|(number, _)| *number == connection)
+            .map(|(_, line)| line.split(' ').next().unwrap().to_owned())
+            .collect()
+    }
+}
+
+pub fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+struct Connection {
+    number: usize,
+    tls: bool,
+    stream: BufReader<Box<dyn Stream>>,
+}
+
+/// The connection is over.
+struct End;
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        Self
+    }
+}
+
+impl Server {
+    async fn connection(&self, number: usize, stream: TcpStream) -> Result<(), End> {
+        let mut connection = Connection {
+            number,
+            tls: self.implicit,
+            stream: BufReader::new(match (&self.acceptor, self.implicit) {
+                (Some(acceptor), true) => Box::new(acceptor.accept(stream).await?),
+                _ => Box::new(stream),
+            }),
+        };
+        self.answer(&mut connection, "CONNECT", "220 sink ESMTP\r\n")
             .await?;
-        let (mut from, mut rcpts) = (String::new(), Vec::new());
+        let mut from = String::new();
+        let mut to = Vec::new();
         loop {
-            let line = self.line(&mut stream).await?;
-            let verb = line.split(' ').next().unwrap_or_default().to_uppercase();
+            let line = connection.line().await?;
+            self.seen
+                .send_modify(|seen| seen.lines.push((number, line.clone())));
+            let verb = line.split(' ').next().unwrap().to_ascii_uppercase();
             match verb.as_str() {
-                "EHLO" | "HELO" => {
-                    let mut offers = self.kind.offers.clone();
-                    if self.kind.tls.is_some() && !self.tls {
-                        offers.push("STARTTLS");
+                "EHLO" => {
+                    let mut offer = "250-sink\r\n".to_owned();
+                    if self.acceptor.is_some() && !connection.tls {
+                        offer += "250-STARTTLS\r\n";
                     }
-                    let mut lines = vec!["sink greets you"];
-                    lines.extend(offers);
-                    let last = lines.len() - 1;
-                    let usual: Vec<_> = lines
-                        .iter()
-                        .enumerate()
-                        .map(|(i, l)| format!("250{}{l}", if i == last { ' ' } else { '-' }))
-                        .collect();
-                    self.answer(&mut stream, Stage::Ehlo, &line, &[], &usual.join("\r\n"))
-                        .await?;
+                    if !self.auth.is_empty() {
+                        offer += &format!("250-AUTH {}\r\n", self.auth);
+                    }
+                    offer += "250 ENHANCEDSTATUSCODES\r\n";
+                    self.answer(&mut connection, &verb, &offer).await?;
                 }
                 "STARTTLS" => {
-                    self.answer(&mut stream, Stage::StartTls, &line, &[], "220 go ahead")
+                    self.answer(&mut connection, &verb, "220 2.0.0 go ahead\r\n")
                         .await?;
-                    let tls = self.kind.tls.clone()?;
-                    let inner = tls.accept(stream.into_inner()).await.ok()?;
-                    stream = BufReader::new(Box::new(inner));
-                    self.tls = true;
+                    let plain = connection.stream.into_inner();
+                    let acceptor = self.acceptor.as_ref().ok_or(End)?;
+                    connection = Connection {
+                        number,
+                        tls: true,
+                        stream: BufReader::new(Box::new(acceptor.accept(plain).await?)),
+                    };
                 }
                 "AUTH" => {
-                    if line.eq_ignore_ascii_case("AUTH LOGIN") {
-                        for prompt in ["Username:", "Password:"] {
-                            let prompt = format!("334 {}\r\n", BASE64_STANDARD.encode(prompt));
-                            stream.write_all(prompt.as_bytes()).await.ok()?;
-                            self.line(&mut stream).await?;
+                    let right = match line.split(' ').nth(1) {
+                        Some("PLAIN") => {
+                            let expected = format!("\0{USERNAME}\0{PASSWORD}");
+                            line.ends_with(&format!(" {}", base64(expected.as_bytes())))
                         }
-                    }
-                    self.answer(&mut stream, Stage::Auth, &line, &[], "235 2.7.0 welcome")
-                        .await?;
+                        _ => {
+                            self.answer(&mut connection, "LOGIN", "334 VXNlcm5hbWU6\r\n")
+                                .await?;
+                            let name = connection.line().await?;
+                            self.answer(&mut connection, "LOGIN", "334 UGFzc3dvcmQ6\r\n")
+                                .await?;
+                            (name, connection.line().await?) == self.login
+                        }
+                    };
+                    let usual = match right {
+                        true => "235 2.7.0 welcome\r\n",
+                        false => "535 5.7.8 authentication failed\r\n",
+                    };
+                    self.answer(&mut connection, &verb, usual).await?;
                 }
                 "MAIL" => {
-                    (from, rcpts) = (path(&line), Vec::new());
-                    self.answer(&mut stream, Stage::Mail, &line, &rcpts, "250 2.1.0 ok")
+                    from = path(&line);
+                    to.clear();
+                    self.answer(&mut connection, &verb, "250 2.1.0 ok\r\n")
                         .await?;
                 }
                 "RCPT" => {
-                    rcpts.push(path(&line));
-                    let said = self
-                        .answer(&mut stream, Stage::Rcpt, &line, &rcpts, "250 2.1.5 ok")
+                    to.push(path(&line));
+                    self.answer(&mut connection, &verb, "250 2.1.5 ok\r\n")
                         .await?;
-                    if !said.starts_with('2') {
-                        rcpts.pop();
-                    }
                 }
                 "DATA" => {
-                    let said = self
-                        .answer(&mut stream, Stage::Data, &line, &rcpts, "354 go ahead")
-                        .await?;
+                    let said = self.answer(&mut connection, &verb, "354 go\r\n").await?;
                     if !said.starts_with("354") {
                         continue;
                     }
-                    let data = body(&mut stream).await?;
-                    let mail = Mail {
-                        from: std::mem::take(&mut from),
-                        rcpts: rcpts.clone(),
-                        data,
-                        connection: self.connection,
-                        at: Instant::now(),
-                    };
-                    self.end(&mut stream, &line, mail).await?;
-                    rcpts.clear();
-                }
-                "QUIT" => return stream.write_all(b"221 bye\r\n").await.ok(),
-                _ => {
-                    if verb == "RSET" {
-                        rcpts.clear();
+                    let wire = connection.content().await?;
+                    self.seen.send_modify(|seen| seen.final_dots += 1);
+                    let usual = "250 2.0.0 queued as 4F2A\r\n";
+                    let said = self.answer(&mut connection, "CONTENT", usual).await?;
+                    if said.starts_with("250") {
+                        let taken = Taken {
+                            connection: number,
+                            from: std::mem::take(&mut from),
+                            to: std::mem::take(&mut to),
+                            content: wire.replace("\r\n..", "\r\n."),
+                            wire,
+                        };
+                        self.seen.send_modify(|seen| seen.taken.push(taken));
                     }
-                    self.answer(&mut stream, Stage::Other, &line, &rcpts, "250 ok")
+                }
+                "RSET" => {
+                    to.clear();
+                    self.answer(&mut connection, &verb, "250 2.0.0 ok\r\n")
+                        .await?;
+                }
+                "QUIT" => {
+                    self.answer(&mut connection, &verb, "221 2.0.0 bye\r\n")
+                        .await?;
+                    return Ok(());
+                }
+                _ => {
+                    self.answer(&mut connection, &verb, "502 5.5.1 what?\r\n")
                         .await?;
                 }
             }
         }
     }
 
-    async fn line(&self, stream: &mut BufReader<Box<dyn Stream>>) -> Option<String> {
-        let mut line = String::new();
-        if stream.read_line(&mut line).await.ok()? == 0 {
-            return None;
-        }
-        assert!(line.ends_with("\r\n"), "{line:?} ends without CRLF");
-        let line = line.trim_end().to_owned();
-        self.seen.lock().unwrap().commands.push(line.clone());
-        Some(line)
-    }
-
-    fn ask(&self, stage: Stage, line: &str, rcpts: &[String]) -> Answer {
-        (self.script)(&Step {
-            stage,
-            connection: self.connection,
-            tls: self.tls,
-            line,
-            rcpts,
-        })
-    }
-
-    /// What was said; `None`: this connection is over.
+    /// Says what the script wants, and returns it.
     async fn answer(
         &self,
-        stream: &mut BufReader<Box<dyn Stream>>,
-        stage: Stage,
-        line: &str,
-        rcpts: &[String],
+        connection: &mut Connection,
+        verb: &str,
         usual: &str,
-    ) -> Option<String> {
-        let answer = self.ask(stage, line, rcpts);
-        perform(stream, answer, usual).await
-    }
-
-    /// A mail that the script lets pass is kept before the client learns of it.
-    async fn end(
-        &self,
-        stream: &mut BufReader<Box<dyn Stream>>,
-        line: &str,
-        mail: Mail,
-    ) -> Option<String> {
-        let answer = self.ask(Stage::End, line, &mail.rcpts);
-        let accepts = match &answer {
-            Answer::Usual | Answer::ThenHangUp => true,
-            Answer::Say(text) | Answer::Late(_, text) | Answer::Drip(_, text) => {
-                text.starts_with("250")
+    ) -> Result<String, End> {
+        let act = (self.script)(&Step {
+            connection: connection.number,
+            verb,
+            tls: connection.tls,
+        });
+        let text = match act {
+            Act::Usual => usual.to_owned(),
+            Act::Say(text) => text,
+            Act::SayAfter(signal, text) => {
+                signal.notified().await;
+                text
             }
-            Answer::Raw(bytes) => bytes.starts_with(b"250"),
-            Answer::HangUp | Answer::Silence => false,
+            Act::SayAndClose(text) => {
+                connection.stream.write_all(text.as_bytes()).await?;
+                connection.stream.flush().await?;
+                return Err(End);
+            }
+            Act::Close => return Err(End),
+            Act::Hang => {
+                // The peer's end of the connection ends the silence.
+                while !connection.stream.fill_buf().await?.is_empty() {
+                    let n = connection.stream.buffer().len();
+                    connection.stream.consume(n);
+                }
+                return Err(End);
+            }
         };
-        if accepts {
-            self.seen.lock().unwrap().mails.push(mail);
-        }
-        perform(stream, answer, "250 2.0.0 queued as 1").await
+        connection.stream.write_all(text.as_bytes()).await?;
+        connection.stream.flush().await?;
+        Ok(text)
     }
 }
 
-async fn perform(
-    stream: &mut BufReader<Box<dyn Stream>>,
-    answer: Answer,
-    usual: &str,
-) -> Option<String> {
-    let (text, goes_on) = match answer {
-        Answer::Usual => (usual.to_owned(), true),
-        Answer::Say(text) => (text, true),
-        Answer::ThenHangUp => (usual.to_owned(), false),
-        Answer::HangUp => return None,
-        Answer::Late(wait, text) => {
-            tokio::time::sleep(wait).await;
-            (text, true)
+impl Connection {
+    async fn line(&mut self) -> Result<String, End> {
+        let mut line = Vec::new();
+        if self.stream.read_until(b'\n', &mut line).await? == 0 {
+            return Err(End);
         }
-        Answer::Drip(pause, text) => {
-            for byte in format!("{text}\r\n").bytes() {
-                stream.write_all(&[byte]).await.ok()?;
-                stream.flush().await.ok()?;
-                tokio::time::sleep(pause).await;
+        let line = String::from_utf8(line).map_err(|_| End)?;
+        Ok(line.strip_suffix("\r\n").ok_or(End)?.to_owned())
+    }
+
+    /// The content up to the final dot, as it came.
+    async fn content(&mut self) -> Result<String, End> {
+        let mut content = String::new();
+        loop {
+            let line = self.line().await?;
+            if line == "." {
+                return Ok(content);
             }
-            return Some(text);
+            content += &line;
+            content += "\r\n";
         }
-        Answer::Raw(bytes) => {
-            stream.write_all(&bytes).await.ok()?;
-            stream.flush().await.ok()?;
-            return Some(String::from_utf8_lossy(&bytes).into_owned());
-        }
-        Answer::Silence => {
-            while !stream.fill_buf().await.ok()?.is_empty() {
-                let n = stream.buffer().len();
-                stream.consume(n);
-            }
-            return None;
-        }
-    };
-    stream
-        .write_all(format!("{text}\r\n").as_bytes())
-        .await
-        .ok()?;
-    stream.flush().await.ok()?;
-    goes_on.then_some(text)
+    }
 }
 
 fn path(line: &str) -> String {
-    let (_, rest) = line.split_once('<').unwrap();
-    rest.split_once('>').unwrap().0.to_owned()
-}
-
-/// A message up to its final dot, its dots halved.
-async fn body(stream: &mut BufReader<Box<dyn Stream>>) -> Option<Vec<u8>> {
-    let mut data = Vec::new();
-    loop {
-        let start = data.len();
-        if stream.read_until(b'\n', &mut data).await.ok()? == 0 {
-            return None;
-        }
-        assert!(data.ends_with(b"\r\n"), "a line ends without CRLF");
-        if data[start..] == *b".\r\n" {
-            data.truncate(start);
-            return Some(data);
-        }
-        if data[start] == b'.' {
-            data.remove(start);
-        }
-    }
+    let path = line
+        .split_once('<')
+        .and_then(|(_, rest)| rest.split_once('>'));
+    path.map_or_else(String::new, |(path, _)| path.to_owned())
 }
