@@ -33,7 +33,7 @@ const MAX_ADDRESS_BYTES: usize = 254;
 /// An address that every relay understands. The error ends a sentence that begins with what was read.
 pub fn address(text: &str) -> Result<Address, &'static str> {
     if !text.is_ascii() {
-        return Err("is not an ASCII address, which is all that is sent to yet");
+        return Err("has characters outside ASCII, which an address can't have here yet");
     }
     if text.len() > MAX_ADDRESS_BYTES || text.bytes().any(|b| b.is_ascii_control()) {
         return Err("is no mail address");

@@ -1,5 +1,6 @@
 //! Outgoing TLS: whom we trust, and a plain sentence for each certificate that we don't.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,13 +84,14 @@ fn roots_of_system(check: &mut Check) -> Option<RootCertStore> {
     Some(roots)
 }
 
-/// What is wrong with the certificate of `host`; `None` if a handshake failed for another reason.
-pub fn certificate_error(error: &io::Error, host: &str) -> Option<String> {
-    let rustls::Error::InvalidCertificate(error) = error.get_ref()?.downcast_ref()? else {
+/// What is wrong with the certificate of `host`, if that is what is behind this error.
+pub fn certificate_error(error: &(dyn Error + 'static), host: &str) -> Option<String> {
+    let rustls::Error::InvalidCertificate(error) = rustls_error(error)? else {
         return None;
     };
     let what = match error {
-        CertificateError::UnknownIssuer => {
+        // An authority of the same name but with another key shows as a bad signature.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "is signed by an authority that is not trusted here; put that authority's certificate into ca_file".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
@@ -107,10 +109,30 @@ pub fn certificate_error(error: &io::Error, host: &str) -> Option<String> {
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "is not valid yet (is this machine's clock right?)".to_owned()
         }
+        CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "is that of an authority and not of a server; give the server one that is signed by it".to_owned()
+        }
         CertificateError::Revoked => "was revoked".to_owned(),
         other => format!("is not acceptable: {other}"),
     };
     Some(format!("the certificate of {host} {what}"))
+}
+
+/// rustls hides inside an `io::Error`, and HTTP hides that in turn.
+fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // An `io::Error` names as its source what its content names, not the content itself.
+        let inside = error.downcast_ref().and_then(io::Error::get_ref);
+        next = match inside {
+            Some(inside) => Some(inside),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// So many names of a foreign certificate are shown.

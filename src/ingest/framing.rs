@@ -60,8 +60,8 @@ enum State {
     Line { searched: usize, resync: bool },
     /// In a message of a known length.
     Counted { length: usize },
-    /// In the rest of a message that was too long.
-    Discard { resync: bool },
+    /// In the rest of a message that was too long; what was looked at once is not looked at again with less before it.
+    Discard { searched: usize, resync: bool },
 }
 
 enum Begin {
@@ -181,6 +181,7 @@ impl Decoder {
                         // So many and no more, so that the sizes of reads change nothing.
                         self.start += self.max_bytes + 1;
                         self.state = State::Discard {
+                            searched: 0,
                             resync: resync || self.counts_seen,
                         };
                         return Some(Event::TooLong);
@@ -217,18 +218,26 @@ impl Decoder {
                     self.state = State::Between;
                     return Some(Event::Cut);
                 }
-                State::Discard { resync } => {
-                    if let Ok(end) = line_end(data, 0, 0, resync) {
-                        self.start += end;
-                        self.state = State::Between;
-                        continue;
-                    }
+                State::Discard { searched, resync } => {
+                    let searched = match line_end(data, searched, 0, resync) {
+                        Ok(end) => {
+                            self.start += end;
+                            self.state = State::Between;
+                            continue;
+                        }
+                        Err(searched) => searched,
+                    };
                     let kept = if resync && !self.ended {
                         data.len().min(SLACK_BYTES)
                     } else {
                         0
                     };
-                    self.start = self.buffer.len() - kept;
+                    let dropped = data.len() - kept;
+                    self.start += dropped;
+                    self.state = State::Discard {
+                        searched: searched.saturating_sub(dropped),
+                        resync,
+                    };
                     return None;
                 }
             }
@@ -611,6 +620,16 @@ mod tests {
             1 => prop::collection::vec(prop::sample::select(b"<>0123456789 \n\0ab".to_vec()), 0..120),
         ];
         prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    #[test]
+    fn a_run_of_digits_too_long_for_a_count_stays_so_while_its_head_is_dropped() {
+        let long = "1".repeat(MAX_COUNT_DIGITS + 2);
+        let stream = format!("3 <0><0>{}{long} <00>{}", "x".repeat(60), "y".repeat(60));
+        assert_eq!(
+            both_ways(10, stream.as_bytes()),
+            [Said::Frame("<0>".to_owned()), Said::TooLong]
+        );
     }
 
     proptest! {

@@ -78,6 +78,7 @@ CREATE TABLE meta (
 INSERT INTO "meta" VALUES('key-check',X'242B8BA54B281277ED1D33898FE314F2');
 CREATE INDEX activation_due      ON activation (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX activation_person   ON activation (device_id, vdom, person, event_time);
+CREATE INDEX activation_open     ON activation (device_id, vdom, person, event_time) WHERE state IN ('received', 'routed', 'needs-attention');
 CREATE INDEX activation_limit    ON activation (limit_key, routed_at) WHERE limit_key IS NOT NULL;
 CREATE INDEX activation_state    ON activation (state, expires_at);
 CREATE INDEX activation_sealed   ON activation (expires_at) WHERE sealed IS NOT NULL;

@@ -1737,7 +1737,11 @@ async fn no_file_of_the_state_directory_holds_a_code_in_clear() {
     let home = StateDir::new();
     let (outbox, at) = (home.open(), now());
     routed(&*outbox, event("alice", CODE_A, at), vec![by("mail")]).await;
-    put(&*outbox, event("bob", CODE_A, at)).await;
+    let chatty = Activation {
+        description: format!("Token activation code {CODE_A} sent"),
+        ..event("bob", CODE_A, at)
+    };
+    put(&*outbox, chatty).await;
     let first = lease(&*outbox, "mail", at).await;
     outbox.settle(&first, later(at), at).await.unwrap();
     let hex: String = CODE_A.bytes().map(|b| format!("{b:02x}")).collect();
@@ -1812,7 +1816,8 @@ async fn many_at_once_share_a_commit() {
         one_by_one, 2,
         "each answer has a commit of its own before it"
     );
-    let all = (0..200).map(|n| {
+    // Few enough that SQLite doesn't begin its log anew meanwhile.
+    let all = (0..60).map(|n| {
         let outbox = Arc::clone(&outbox);
         async move {
             outbox
@@ -1824,10 +1829,10 @@ async fn many_at_once_share_a_commit() {
     futures_util::future::join_all(all).await;
     let together = commits(&fs::read(home.file("outbox.db-wal")).unwrap()) - before - one_by_one;
     assert!(
-        (4..40).contains(&together),
-        "{together} commits for 200 activations"
+        (1..20).contains(&together),
+        "{together} commits for 60 activations"
     );
-    assert_eq!(outbox.list(Filter::default()).await.unwrap().len(), 202);
+    assert_eq!(outbox.list(Filter::default()).await.unwrap().len(), 62);
 }
 
 #[tokio::test]
@@ -1950,14 +1955,16 @@ async fn a_key_file_that_is_no_key_is_refused() {
     assert_eq!(fs::read(home.file("outbox.key")).unwrap(), b"hunter2\n");
 }
 
+type Damage = fn(&mut Vec<u8>);
+
 #[tokio::test]
 async fn a_damaged_database_is_put_aside_and_never_replaced_in_silence() {
-    let scribble: fn(&mut Vec<u8>) = |bytes| {
+    let scribble: Damage = |bytes| {
         for (at, byte) in bytes.iter_mut().enumerate().skip(4096) {
             *byte ^= (at % 251) as u8;
         }
     };
-    let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+    let damages: [(&str, Damage); 6] = [
         ("scribbled over", scribble),
         ("no header", |bytes| bytes[..100].fill(0xff)),
         ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),

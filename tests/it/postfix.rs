@@ -1,4 +1,8 @@
-//! Mail through a real Postfix: what it takes, what it refuses, and what becomes of that.
+//! The SMTP channel against a real Postfix.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ftm_relay::channel::Attempt;
@@ -12,19 +16,28 @@ use ftm_relay::channel::smtp::Smtp;
 use ftm_relay::message::Notification;
 use ftm_relay::message::Recipient;
 use ftm_relay::secret::Redactor;
-use ftm_relay::secret::Secret;
 use ftm_relay::settings::Check;
-use ftm_relay::template::Templates;
 
+use crate::support::authority::Authority;
 use crate::support::postfix::PASSWORD;
 use crate::support::postfix::Postfix;
-use crate::support::postfix::USER;
-use crate::support::until;
-use crate::template::activation;
-use crate::template::berlin;
-use crate::template::style;
+use crate::support::postfix::USERNAME;
 
 const CODE: &str = "EEIOTCU3LENEDJMR";
+
+fn channel(port: u16, tls: &str, ca: &Path, password: Option<&str>) -> Smtp {
+    let login = password.map_or_else(String::new, |password| {
+        format!("auth = \"password\"\nusername = \"{USERNAME}\"\npassword = \"{password}\"")
+    });
+    let keys = format!(
+        "host = \"127.0.0.1\"\nport = {port}\ntls = \"{tls}\"\nca_file = \"{}\"\nfrom = \"Jürgen's Desk <desk@example.net>\"\n{login}",
+        ca.display()
+    );
+    let mut check = Check::new("/", None, true);
+    let config: smtp::Config = toml::from_str(&keys).unwrap();
+    let smtp = config.build(Duration::from_secs(20), &mut check);
+    smtp.unwrap_or_else(|| panic!("{:?}", check.findings()))
+}
 
 struct Always;
 
@@ -35,219 +48,199 @@ impl Commit for Always {
     }
 }
 
-/// A channel to this Postfix, which always demands STARTTLS.
-fn channel(postfix: &Postfix, keys: &str) -> Smtp {
-    let mut check = Check::new(postfix.dir.path(), None, true);
-    let keys = format!(
-        "host = \"127.0.0.1\"\nport = {}\nfrom = \"IT Service Desk <servicedesk@example.com>\"\n{keys}",
-        postfix.port
-    );
-    let config: smtp::Config = toml::from_str(&keys).unwrap();
-    let smtp = config.build(std::time::Duration::from_secs(20), &mut check);
-    smtp.unwrap_or_else(|| panic!("{:?}", check.findings()))
-}
-
-fn login(password: &str) -> String {
-    format!(
-        "ca_file = \"ca.pem\"\nauth = \"password\"\nusername = \"{USER}\"\npassword = \"{password}\"\n"
-    )
-}
-
-fn person(email: &str) -> Recipient {
-    Recipient {
+async fn send(smtp: &Smtp, email: &str) -> Result<Receipt, SendError> {
+    let to = Recipient {
         email: email.to_owned(),
-        name: Some("Ælice Example".to_owned()),
+        name: Some("Zoë \"Z\" Example".to_owned()),
         phone: None,
         language: None,
         source: "table".to_owned(),
-    }
-}
-
-fn note(to: &Recipient) -> Notification {
-    Templates::built_in()
-        .activation(&activation(), Some(to), &style(&berlin(), true))
-        .unwrap()
-}
-
-async fn send(smtp: &Smtp, email: &str) -> Result<Receipt, SendError> {
-    let to = person(email);
-    let secrets = smtp.secrets().into_iter();
-    let redactor = Redactor::new(secrets.chain([Secret::new(CODE), Secret::new(email)]));
-    let attempt = Attempt {
+    };
+    let note = Notification {
+        id: "5f2c".to_owned(),
+        subject: "Ihr Token für BORDER-FGT".to_owned(),
+        text: format!("Grüße!\n\n.\n{CODE}\n"),
+        html: format!("<p>Grüße!</p>\n<p>{CODE}</p>\n"),
+        chat: Vec::new(),
+        event: serde_json::Value::Null,
+        language: "de".to_owned(),
+        expires_at: "2099-01-01T00:00:00Z".parse().unwrap(),
+    };
+    smtp.send(&Attempt {
         to: Some(&to),
-        note: &note(&to),
+        note: &note,
         commit: &Always,
-        redactor: &redactor,
+        redactor: &Redactor::new(smtp.secrets()),
         transcript: &Transcript::off(),
-    };
-    smtp.send(&attempt).await
+    })
+    .await
 }
 
-/// The values of a header, unfolded.
-fn header(mail: &str, name: &str) -> Vec<String> {
-    let head = mail.split("\n\n").next().unwrap();
+/// The headers of a part, unfolded, and its body.
+fn part(text: &str) -> (HashMap<String, String>, &str) {
+    let (head, body) = text.split_once("\n\n").unwrap();
     let head = head.replace("\n ", " ").replace("\n\t", " ");
-    let lines = head.lines().filter_map(|line| line.split_once(": "));
-    lines
-        .filter(|(n, _)| n.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.to_owned())
-        .collect()
+    let headers = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    (headers.collect(), body)
 }
 
-/// The parts of the mail, with the type of each.
-fn parts(mail: &str) -> Vec<(String, String)> {
-    let kind = header(mail, "content-type").remove(0);
-    assert!(kind.starts_with("multipart/alternative"), "{kind}");
-    let (_, boundary) = kind.split_once("boundary=\"").unwrap();
-    let boundary = format!("--{}", boundary.split('"').next().unwrap());
-    let parts = mail.split(&boundary).skip(1);
-    parts
-        .filter_map(|part| part.strip_prefix('\n'))
-        .map(|part| {
-            let (_, body) = part.split_once("\n\n").unwrap();
-            let body = match header(part, "content-transfer-encoding").remove(0).as_str() {
-                "7bit" => body.to_owned(),
-                "quoted-printable" => unquoted(body),
-                other => panic!("encoding {other}"),
-            };
-            (header(part, "content-type").remove(0), body)
-        })
-        .collect()
-}
-
-fn unquoted(body: &str) -> String {
-    let joined = body.replace("=\n", "");
-    let mut pieces = joined.split('=');
-    let mut out = pieces.next().unwrap().as_bytes().to_vec();
-    for piece in pieces {
-        out.push(u8::from_str_radix(&piece[..2], 16).unwrap());
-        out.extend_from_slice(&piece.as_bytes()[2..]);
+/// A body as its encoding hides it.
+fn decoded(headers: &HashMap<String, String>, body: &str) -> String {
+    match headers["content-transfer-encoding"].as_str() {
+        "7bit" => body.to_owned(),
+        "quoted-printable" => {
+            let joined = body.replace("=\n", "");
+            let mut bytes = Vec::new();
+            let mut rest = joined.as_bytes();
+            while let Some((&byte, after)) = rest.split_first() {
+                rest = after;
+                if byte == b'=' {
+                    let hex = std::str::from_utf8(&after[..2]).unwrap();
+                    bytes.push(u8::from_str_radix(hex, 16).unwrap());
+                    rest = &after[2..];
+                } else {
+                    bytes.push(byte);
+                }
+            }
+            String::from_utf8(bytes).unwrap()
+        }
+        "base64" => {
+            use base64::Engine;
+            let text: String = body.split_whitespace().collect();
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+            String::from_utf8(bytes.unwrap()).unwrap()
+        }
+        other => panic!("{other} is no encoding for mail"),
     }
-    String::from_utf8(out).unwrap()
+}
+
+fn reason(outcome: &Result<Receipt, SendError>) -> String {
+    outcome.as_ref().unwrap_err().to_string()
 }
 
 #[tokio::test]
-async fn a_mail_reaches_its_mailbox() {
-    let postfix = Postfix::start();
-    let smtp = channel(&postfix, &login(PASSWORD));
-    let receipt = send(&smtp, "alice@example.com").await.unwrap();
-    assert!(receipt.said.starts_with("250 2.0.0"), "{receipt:?}");
-    send(&smtp, "bob@example.com").await.unwrap();
-
-    let mail = until("alice's mail", || postfix.mailbox("alice").pop());
-    let note = note(&person("alice@example.com"));
-    for (name, value) in [
-        ("return-path", "<servicedesk@example.com>"),
-        ("delivered-to", "alice@example.com"),
-        ("from", "\"IT Service Desk\" <servicedesk@example.com>"),
-        ("message-id", &format!("<{}@example.com>", note.id)),
-        ("subject", &note.subject),
-        ("auto-submitted", "auto-generated"),
-        ("content-language", &note.language),
-        ("mime-version", "1.0"),
+async fn a_mail_arrives_by_both_kinds_of_tls() {
+    let postfix = Postfix::start().await;
+    for (port, tls) in [
+        (postfix.submission, "starttls"),
+        (postfix.submissions, "implicit"),
     ] {
-        assert_eq!(header(&mail, name), [value], "{name}");
-    }
-    assert_eq!(header(&mail, "date").len(), 1);
-    let [received] = &header(&mail, "received")[..] else {
-        panic!("{mail}")
-    };
-    assert!(
-        received.contains("with ESMTPSA "),
-        "TLS and a log-in: {received}"
-    );
-    let parts = parts(&mail);
-    let kinds: Vec<_> = parts.iter().map(|(kind, _)| kind.as_str()).collect();
-    assert_eq!(
-        kinds,
-        ["text/plain; charset=utf-8", "text/html; charset=utf-8"]
-    );
-    for (kind, part) in &parts {
-        assert!(part.contains(CODE), "{kind}:\n{part}");
-    }
-    assert_eq!(parts[0].1.trim_end(), note.text.trim_end());
-    assert!(!mail.split("\n\n").next().unwrap().contains(CODE));
-
-    let bobs = until("bob's mail", || postfix.mailbox("bob").pop());
-    assert_eq!(header(&bobs, "delivered-to"), ["bob@example.com"]);
-    let log = postfix.log();
-    assert_eq!(log.matches("sasl_method=PLAIN").count(), 2, "{log}");
-    // The first connection only looked whether it greets.
-    assert_eq!(log.matches(": connect from").count(), 2, "{log}");
-}
-
-#[tokio::test]
-async fn a_wrong_password_breaks_the_channel() {
-    let postfix = Postfix::start();
-    let sent = send(
-        &channel(&postfix, &login("wrong-horse")),
-        "alice@example.com",
-    )
-    .await;
-    let Err(SendError::Broken { reason }) = sent else {
-        panic!("{sent:?}")
-    };
-    assert!(
-        reason.contains("AUTH") && reason.contains("535 5.7.8"),
-        "{reason}"
-    );
-    assert!(!postfix.log().contains("from=<servicedesk"));
-}
-
-#[tokio::test]
-async fn a_certificate_of_an_unknown_authority_breaks_the_channel() {
-    let postfix = Postfix::start();
-    for ca_file in ["ca_file = \"other/ca.pem\"", ""] {
-        let sent = send(&channel(&postfix, ca_file), "alice@example.com").await;
-        let Err(SendError::Broken { reason }) = sent else {
-            panic!("{sent:?}")
-        };
+        let smtp = channel(port, tls, &postfix.ca, Some(PASSWORD));
+        let receipt = send(&smtp, "alice@example.com").await.unwrap();
         assert!(
-            reason.contains("certificate") && reason.contains("ca_file"),
-            "{reason}"
+            receipt.said.starts_with("250 2.0.0 Ok: queued as"),
+            "{receipt:?}"
         );
+        // The second goes through the same connection.
+        send(&smtp, "alice@example.com").await.unwrap();
     }
-    assert!(!postfix.log().contains("from=<servicedesk"));
+    let mails = postfix.mails("alice", 4).await;
+    for mail in &mails {
+        let (headers, body) = part(mail);
+        assert_eq!(headers["return-path"], "<desk@example.net>");
+        assert_eq!(headers["x-original-to"], "alice@example.com");
+        assert_eq!(headers["message-id"], "<5f2c@example.net>");
+        assert_eq!(headers["auto-submitted"], "auto-generated");
+        assert_eq!(headers["content-language"], "de");
+        assert_eq!(headers["mime-version"], "1.0");
+        assert!(headers["from"].ends_with(" <desk@example.net>"));
+        assert!(headers["to"].ends_with(" <alice@example.com>"));
+        assert!(!headers["subject"].contains(CODE));
+        let kind = &headers["content-type"];
+        let boundary = kind
+            .split("boundary=\"")
+            .nth(1)
+            .unwrap()
+            .trim_end_matches('"');
+        let parts: Vec<_> = body.split(&format!("--{boundary}")).collect();
+        assert_eq!(parts.len(), 4, "{mail}");
+        assert_eq!(parts[3].trim(), "--");
+        let (text, html) = (part(parts[1].trim_start()), part(parts[2].trim_start()));
+        assert!(text.0["content-type"].starts_with("text/plain; charset=utf-8"));
+        assert!(html.0["content-type"].starts_with("text/html; charset=utf-8"));
+        assert_eq!(
+            decoded(&text.0, text.1).replace('\r', "").trim_end(),
+            format!("Grüße!\n\n.\n{CODE}")
+        );
+        assert!(decoded(&html.0, html.1).contains(&format!("<p>{CODE}</p>")));
+    }
+    let log = postfix.log();
+    assert!(log.contains("sasl_method=PLAIN"), "{log}");
+    assert_eq!(
+        log.matches(": connect from").count() - 2,
+        2,
+        "one connection each, beside the tests' own:\n{log}"
+    );
 }
 
 #[tokio::test]
-async fn greylisting_puts_one_delivery_off() {
-    let postfix = Postfix::start();
-    let smtp = channel(&postfix, &login(PASSWORD));
-    let sent = send(&smtp, "slow@example.com").await;
-    let Err(SendError::Transient { reason, .. }) = sent else {
-        panic!("{sent:?}")
-    };
+async fn a_wrong_password_suspends() {
+    let postfix = Postfix::start().await;
+    let smtp = channel(postfix.submission, "starttls", &postfix.ca, Some("wrong"));
+    let outcome = send(&smtp, "alice@example.com").await;
     assert!(
-        reason.contains("RCPT TO") && reason.contains("451 4.7.1"),
-        "{reason}"
+        matches!(outcome, Err(SendError::Broken { .. })),
+        "{outcome:?}\n{}",
+        postfix.log()
     );
-    assert!(!reason.contains("slow@example.com"), "{reason}");
+    assert!(
+        reason(&outcome).contains("535 5.7.8"),
+        "{outcome:?} {}",
+        postfix.log()
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_suspends() {
+    let postfix = Postfix::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let stranger = Authority::named("Stranger").write(dir.path());
+    for (port, tls) in [
+        (postfix.submission, "starttls"),
+        (postfix.submissions, "implicit"),
+    ] {
+        let outcome = send(&channel(port, tls, &stranger, None), "alice@example.com").await;
+        assert!(
+            matches!(outcome, Err(SendError::Broken { .. })),
+            "{outcome:?}"
+        );
+        assert!(reason(&outcome).contains("not trusted"), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_greylisted_mail_is_taken_at_the_second_try() {
+    let postfix = Postfix::start().await;
+    let smtp = channel(postfix.submission, "starttls", &postfix.ca, None);
+    let outcome = send(&smtp, "grey@example.com").await;
+    assert!(
+        matches!(outcome, Err(SendError::Transient { .. })),
+        "{outcome:?}"
+    );
+    assert!(reason(&outcome).contains("451 4.7.1"), "{outcome:?}");
+    send(&smtp, "grey@example.com").await.unwrap();
+    assert_eq!(postfix.mails("grey", 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_person_is_final_and_a_refused_relay_suspends() {
+    let postfix = Postfix::start().await;
+    let smtp = channel(postfix.submission, "starttls", &postfix.ca, None);
+    let outcome = send(&smtp, "nobody@example.com").await;
+    assert!(
+        matches!(outcome, Err(SendError::Permanent { .. })),
+        "{outcome:?}"
+    );
+    assert!(reason(&outcome).contains("550 5.1.1"), "{outcome:?}");
+    let outcome = send(&smtp, "alice@example.org").await;
+    assert!(
+        matches!(outcome, Err(SendError::Broken { .. })),
+        "{outcome:?}"
+    );
+    assert!(reason(&outcome).contains("554 5.7.1"), "{outcome:?}");
     send(&smtp, "alice@example.com").await.unwrap();
-    send(&smtp, "slow@example.com").await.unwrap();
-    for user in ["alice", "slow"] {
-        until("the mail", || postfix.mailbox(user).pop());
-    }
-}
-
-#[tokio::test]
-async fn an_unknown_person_is_final_and_a_closed_relay_breaks_the_channel() {
-    let postfix = Postfix::start();
-    let anonymous = channel(&postfix, "ca_file = \"ca.pem\"");
-    let sent = send(&anonymous, "nobody@example.com").await;
-    let Err(SendError::Permanent { reason }) = sent else {
-        panic!("{sent:?}")
-    };
-    assert!(reason.contains("550 5.1.1"), "{reason}");
-    let sent = send(&anonymous, "alice@example.org").await;
-    let Err(SendError::Broken { reason }) = sent else {
-        panic!("{sent:?}")
-    };
-    assert!(
-        reason.contains("554 5.7.1") && reason.contains("elay access denied"),
-        "{reason}"
-    );
-    // Neither refusal harms the next mail on the same connection.
-    send(&anonymous, "alice@example.com").await.unwrap();
-    until("alice's mail", || postfix.mailbox("alice").pop());
+    postfix.mails("alice", 1).await;
 }

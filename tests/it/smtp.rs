@@ -42,7 +42,7 @@ const CODE: &str = "EEIOTCU3LENEDJMR";
 
 /// Generous, for a busy machine; tests of slowness use [`SHORT`].
 const STEP: Duration = Duration::from_secs(20);
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_secs(1);
 
 fn say(text: &str) -> Act {
     Act::Say(format!("{text}\r\n"))
@@ -205,12 +205,6 @@ async fn a_mail_is_taken_as_it_was_written() {
         mail.content
             .contains("To: \"Alice Example\" <alice@example.com>\r\n")
     );
-    assert_eq!(
-        seen.lines[0].1,
-        "EHLO [127.0.0.1]"
-            .to_owned()
-            .replace("[127.0.0.1]", seen.lines[0].1[5..].trim())
-    );
 }
 
 #[tokio::test]
@@ -311,8 +305,10 @@ async fn a_waiting_connection_says_good_bye_after_a_few_seconds() {
     let sink = Setup::new().start().await;
     let smtp = channel(&sink, STEP, "");
     send(&smtp).await.unwrap();
+    // The task that waits has to start before the clock moves.
+    tokio::task::yield_now().await;
     tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(5)).await;
+    tokio::time::advance(Duration::from_secs(6)).await;
     tokio::time::resume();
     let seen = sink.until(|seen| seen.closed == 1).await;
     assert_eq!(seen.verbs(0).last().unwrap(), "QUIT");
@@ -446,14 +442,7 @@ async fn a_lost_connection_is_unknown_only_after_the_content() {
 
 #[tokio::test]
 async fn each_step_ends_in_its_time() {
-    for (verb, expected) in [
-        ("CONNECT", "away"),
-        ("EHLO", "away"),
-        ("AUTH", "away"),
-        ("MAIL", "transient"),
-        ("RCPT", "transient"),
-        ("DATA", "transient"),
-    ] {
+    let case = async |verb: &'static str, expected: &str| {
         let sink = Setup::new()
             .auth("PLAIN")
             .script(move |s| if s.verb == verb { Hang } else { Usual })
@@ -461,8 +450,16 @@ async fn each_step_ends_in_its_time() {
             .await;
         let outcome = send(&channel(&sink, SHORT, &login())).await;
         assert_eq!(class(&outcome), expected, "{verb}");
-        assert!(reason(&outcome).contains("200ms"), "{outcome:?}");
-    }
+        assert!(reason(&outcome).contains("within 1s"), "{outcome:?}");
+    };
+    tokio::join!(
+        case("CONNECT", "away"),
+        case("EHLO", "away"),
+        case("AUTH", "away"),
+        case("MAIL", "transient"),
+        case("RCPT", "transient"),
+        case("DATA", "transient"),
+    );
 }
 
 #[tokio::test]
@@ -502,18 +499,18 @@ async fn the_final_dot_has_ten_minutes_and_then_the_outcome_is_unknown() {
         async move { send(&smtp).await }
     });
     sink.until(|seen| seen.final_dots == 1).await;
+    // A paused clock jumps to the next timer when nobody has anything to do.
     tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(599)).await;
-    assert!(!sending.is_finished());
-    tokio::time::advance(Duration::from_secs(1)).await;
-    tokio::time::resume();
+    let dot = tokio::time::Instant::now();
     let outcome = sending.await.unwrap();
+    let waited = dot.elapsed().as_secs();
+    assert!((590..=600).contains(&waited), "{waited} s");
     assert_eq!(class(&outcome), "unknown", "{outcome:?}");
 }
 
 #[tokio::test]
 async fn an_answer_that_comes_too_late_is_never_taken_for_the_next_mails() {
-    for verb in ["MAIL", "RCPT", "DATA"] {
+    let case = async |verb: &'static str| {
         let late = Arc::new(Notify::new());
         let signal = Arc::clone(&late);
         let sink = Setup::new()
@@ -529,7 +526,8 @@ async fn an_answer_that_comes_too_late_is_never_taken_for_the_next_mails() {
         late.notify_one();
         assert_eq!(class(&send(&smtp).await), "permanent", "{verb}");
         assert!(sink.seen().taken.is_empty());
-    }
+    };
+    tokio::join!(case("MAIL"), case("RCPT"), case("DATA"));
 }
 
 #[tokio::test]
@@ -695,13 +693,21 @@ async fn what_was_offered_in_the_clear_is_forgotten_inside_tls() {
 #[tokio::test]
 async fn a_certificate_that_is_not_trusted_is_named_with_its_flaw() {
     let authority = Authority::new();
-    let stranger = Authority::new();
+    let (namesake, stranger) = (Authority::new(), Authority::named("Stranger"));
     let dir = tempfile::tempdir().unwrap();
     let ca = authority.write(dir.path());
     for (identity, flaw) in [
         (
             stranger.sign(&["127.0.0.1"]),
             "signed by an authority that is not trusted",
+        ),
+        (
+            namesake.sign(&["127.0.0.1"]),
+            "signed by an authority that is not trusted",
+        ),
+        (
+            authority.sign_authority(&["127.0.0.1"]),
+            "is that of an authority and not of a server",
         ),
         (
             authority.sign(&["mail.example.com", "mx.example.com"]),
@@ -864,17 +870,23 @@ async fn logs_hold_no_code_and_no_password_at_any_level() {
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     for mechanism in ["PLAIN", "LOGIN"] {
-        let sink = Setup::new().auth(mechanism).start().await;
-        let smtp = channel(&sink, STEP, &login());
-        send(&smtp).await.unwrap();
-        drop(
-            send(&channel(
-                &sink,
-                STEP,
-                &login().replace(PASSWORD, "wrong horse"),
-            ))
-            .await,
-        );
+        let sink = Setup::new()
+            .auth(mechanism)
+            .script(|s| match (s.connection, s.verb) {
+                (0, "CONTENT") => say(&format!("550 5.6.0 {CODE} for alice@example.com")),
+                (1, "AUTH") => say(&format!("535 5.7.8 {}", base64(PASSWORD.as_bytes()))),
+                _ => Usual,
+            })
+            .start()
+            .await;
+        for (password, expected) in [
+            (PASSWORD, "permanent"),
+            ("wrong horse", "broken"),
+            (PASSWORD, "accepted"),
+        ] {
+            let smtp = channel(&sink, STEP, &login().replace(PASSWORD, password));
+            assert_eq!(class(&send(&smtp).await), expected);
+        }
     }
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(

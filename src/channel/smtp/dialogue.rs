@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
@@ -110,14 +111,13 @@ impl Dialogue {
         self.answer(attempt, limit).await
     }
 
-    /// Sends a message and its final dot, and reads the answer to that.
+    /// Sends a message without its final dot, so that the peer can't have taken it yet.
     pub(super) async fn content(
         &mut self,
         attempt: &Attempt<'_>,
         message: &[u8],
         limit: Duration,
-        final_dot: Duration,
-    ) -> Result<Reply, Fault> {
+    ) -> Result<(), Fault> {
         attempt.transcript.line(|| {
             format!(
                 "> (the message, {} bytes, and the final dot)",
@@ -125,23 +125,33 @@ impl Dialogue {
             )
         });
         self.write(&transparent(message), limit).await?;
-        self.answer(attempt, final_dot).await
+        self.nothing_unread()
+    }
+
+    /// Sends the final dot, and reads the answer to it.
+    pub(super) async fn final_dot(
+        &mut self,
+        attempt: &Attempt<'_>,
+        limit: Duration,
+        answer: Duration,
+    ) -> Result<Reply, Fault> {
+        self.write(b".\r\n", limit).await?;
+        self.answer(attempt, answer).await
     }
 
     /// Says good-bye, without waiting longer than this for it to matter.
     pub(super) async fn quit(mut self, limit: Duration) {
         let farewell = async {
-            self.stream.write_all(b"QUIT\r\n").await?;
-            self.stream.flush().await?;
-            self.stream.read(&mut [0; 256]).await?;
-            self.stream.shutdown().await
+            self.write(b"QUIT\r\n", limit).await?;
+            self.read_reply().await?;
+            self.stream.shutdown().await.map_err(Fault::Lost)
         };
         // The connection ends either way, and nobody waits for how.
         drop(timeout(limit, farewell).await);
     }
 
     /// The bare connection, to be wrapped in TLS. Whatever follows the last answer was not protected by TLS and is refused.
-    pub(super) fn into_stream(self) -> Result<Box<dyn Stream>, Fault> {
+    pub(super) fn into_stream(mut self) -> Result<Box<dyn Stream>, Fault> {
         self.nothing_unread()?;
         Ok(self.stream)
     }
@@ -151,12 +161,17 @@ impl Dialogue {
         self.unread.is_empty()
     }
 
-    fn nothing_unread(&self) -> Result<(), Fault> {
+    /// Also looks at what has arrived and was not read yet.
+    fn nothing_unread(&mut self) -> Result<(), Fault> {
         if self.in_step() {
-            Ok(())
-        } else {
-            Err(Fault::Garbled("an answer that nobody had asked for"))
+            match self.stream.read_buf(&mut self.unread).now_or_never() {
+                None => return Ok(()),
+                Some(Ok(0)) => return Err(Fault::Lost(io::ErrorKind::UnexpectedEof.into())),
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return Err(Fault::Lost(e)),
+            }
         }
+        Err(Fault::Garbled("an answer that nobody had asked for"))
     }
 
     async fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Fault> {
@@ -245,7 +260,7 @@ fn reply_line(line: &[u8]) -> Option<(u16, bool, String)> {
     Some((code, last, String::from_utf8_lossy(text).into_owned()))
 }
 
-/// A line that begins with a dot gets a second one (RFC 5321, 4.5.2); the final dot ends it all.
+/// A line that begins with a dot gets a second one (RFC 5321, 4.5.2); the last line is ended, ready for the final dot.
 fn transparent(message: &[u8]) -> Vec<u8> {
     let mut wire = Vec::with_capacity(message.len() + 64);
     for line in message.split_inclusive(|&b| b == b'\n') {
@@ -257,7 +272,6 @@ fn transparent(message: &[u8]) -> Vec<u8> {
     if !wire.ends_with(b"\r\n") {
         wire.extend_from_slice(b"\r\n");
     }
-    wire.extend_from_slice(b".\r\n");
     wire
 }
 
@@ -272,13 +286,30 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn an_answer_is_the_same_in_one_piece_and_byte_by_byte() {
+        let text = b"250-one\r\n250-\n250\r\n";
+        for buffer in [1, 2, 7, 1024] {
+            let (near, mut far) = tokio::io::duplex(buffer);
+            let mut dialogue = Dialogue::new(near);
+            let (reply, sent) = tokio::join!(dialogue.read_reply(), far.write_all(text));
+            sent.unwrap();
+            let reply = reply.unwrap();
+            assert_eq!(
+                (reply.code, reply.lines),
+                (250, vec!["one".to_owned(), String::new(), String::new()])
+            );
+            assert!(dialogue.in_step());
+        }
+    }
+
     #[test]
     fn a_line_that_begins_with_a_dot_gets_a_second_one() {
         assert_eq!(
             transparent(b".\r\na.b\r\n..c\r\n.d"),
-            b"..\r\na.b\r\n...c\r\n..d\r\n.\r\n"
+            b"..\r\na.b\r\n...c\r\n..d\r\n"
         );
-        assert_eq!(transparent(b"a\r\n"), b"a\r\n.\r\n");
+        assert_eq!(transparent(b"a\r\n"), b"a\r\n");
     }
 
     #[test]

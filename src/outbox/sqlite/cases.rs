@@ -38,6 +38,7 @@ use crate::outbox::sqlite::row::span;
 use crate::outbox::sqlite::row::state_word;
 use crate::outbox::sqlite::row::time;
 use crate::outbox::sqlite::writer::Tx;
+use crate::secret::Redactor;
 use crate::secret::mask_address;
 
 /// So many rows one transaction of a sweep touches at most.
@@ -63,6 +64,10 @@ impl Incoming {
             )
             .map_err(OutboxError::Sealed)?;
         activation.addresses.clear();
+        if let Some(code) = code {
+            // No field that stays in clear may repeat it.
+            activation.description = Redactor::new([code.secret()]).clean(&activation.description);
+        }
         Ok(Self {
             activation,
             code_mac,
@@ -250,7 +255,7 @@ fn supersede_older(tx: &Tx<'_>, a: &Activation, by: i64) -> Result<usize, Outbox
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?
         .collect::<Result<_, _>>()?;
-    let reason = format!("superseded by the newer {}", Id::Activation(by));
+    let reason = format!("the newer {} takes its place", Id::Activation(by));
     let mut superseded = 0;
     for (id, reached) in older {
         let ended = end_deliveries(tx, id, State::Superseded, &reason, a.received_at)?;
@@ -261,7 +266,10 @@ fn supersede_older(tx: &Tx<'_>, a: &Activation, by: i64) -> Result<usize, Outbox
         let arrived = reached || (accepted && ended == 0);
         close(tx, id, (!arrived).then_some(CaseState::Superseded), &reason)?;
         wipe(tx, id)?;
-        note(tx, Some(id), None, a.received_at, None, &reason)?;
+        if !arrived {
+            let said = format!("superseded: {reason}");
+            note(tx, Some(id), None, a.received_at, None, &said)?;
+        }
         superseded += usize::from(!arrived);
     }
     Ok(superseded)
@@ -283,7 +291,8 @@ fn note_life(tx: &Tx<'_>, a: &Activation) -> Result<(), OutboxError> {
         Some(id) => {
             let said = format!(
                 "the FortiGate logged for this user: {} ({})",
-                a.description, a.stage
+                Redactor::default().clean(&a.description),
+                a.stage
             );
             note(tx, Some(id), None, a.received_at, None, &said)
         }
@@ -674,7 +683,7 @@ fn expire(tx: &Tx<'_>, now: Timestamp) -> Result<(u64, u64), OutboxError> {
             .query_row([id], |row| row.get(0))?;
         if !arrived || state != case_word(CaseState::Routed) {
             close(tx, id, Some(CaseState::Expired), reason)?;
-            note(tx, Some(id), None, now, None, reason)?;
+            note(tx, Some(id), None, now, None, &format!("expired: {reason}"))?;
             wake(tx, id, now)?;
         } else if open > 0 {
             wake(tx, id, now)?;

@@ -33,6 +33,7 @@ use crate::outbox::sqlite::row::micros;
 use crate::outbox::sqlite::row::state_word;
 use crate::outbox::sqlite::row::time;
 use crate::outbox::sqlite::writer::Tx;
+use crate::secret::Redactor;
 
 /// One message per reason and channel in this time.
 const GATHER: Duration = Duration::from_secs(5 * 60);
@@ -454,6 +455,8 @@ pub(super) fn fail_orphans(
 
 /// Tells somebody: joins the message that waits for that channel and reason, or makes one.
 pub(super) fn gather(tx: &Tx<'_>, escalate: &Escalate, now: Timestamp) -> Result<(), OutboxError> {
+    // It holds what a log says, in whatever length and shape.
+    let subject = Redactor::default().clean(&escalate.subject);
     let waiting: Option<(i64, String)> = tx
         .prepare_cached(
             "SELECT id, escalation FROM delivery WHERE role = 'escalation' AND channel = ?1 AND reason = ?2
@@ -466,7 +469,7 @@ pub(super) fn gather(tx: &Tx<'_>, escalate: &Escalate, now: Timestamp) -> Result
     if let Some((id, said)) = waiting {
         let mut said: Gathered = from_json(&said)?;
         said.count += 1;
-        said.newest.insert(0, escalate.subject.clone());
+        said.newest.insert(0, subject);
         said.newest.truncate(NEWEST);
         tx.prepare_cached("UPDATE delivery SET escalation = ? WHERE id = ?")?
             .execute(params![json(&said)?, id])?;
@@ -482,7 +485,7 @@ pub(super) fn gather(tx: &Tx<'_>, escalate: &Escalate, now: Timestamp) -> Result
     let said = Gathered {
         text: escalate.text.clone(),
         count: 1,
-        newest: vec![escalate.subject.clone()],
+        newest: vec![subject],
     };
     let message_id = random_message_id().map_err(|e| OutboxError::Unavailable(e.to_string()))?;
     tx.prepare_cached(

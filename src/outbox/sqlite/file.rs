@@ -81,7 +81,7 @@ pub(super) fn reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// Opens the outbox and brings it up to date; makes it if there is none. The path is that of leftovers that belong to no outbox.
+/// Opens the outbox and brings it up to date; makes it if there is none.
 pub(super) fn open(dir: &Path) -> Result<Connection, Unfit> {
     let path = dir.join(DATABASE);
     let refused = |e| Unfit::Refused(OpenError::file(&path)(e));
@@ -112,7 +112,16 @@ pub(super) fn open(dir: &Path) -> Result<Connection, Unfit> {
         schema::migrate(&mut db, MIGRATIONS).map_err(&unfit)?;
     }
     prepare(&db).map_err(&unfit)?;
+    // The log of a process that was killed may still hold codes that were wiped.
+    truncate_log(&db).map_err(&unfit)?;
     Ok(db)
+}
+
+/// Empties the write-ahead log; `false` if a reader was in the way.
+pub(super) fn truncate_log(db: &Connection) -> rusqlite::Result<bool> {
+    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+        Ok(row.get::<_, i64>(0)? == 0)
+    })
 }
 
 /// Opens what is there, without making or changing anything.

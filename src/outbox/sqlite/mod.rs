@@ -520,6 +520,12 @@ mod tests {
                      AND (ends_as IS NOT NULL OR (state = 'sending' AND on_uncertain = 'hold')) LIMIT 9",
                 "delivery_busy",
             ),
+            (
+                "SELECT id, reached FROM activation WHERE device_id = 'd' AND vdom = 'v' AND person = 'p'
+                     AND event_time < 1 AND stage = 'code-sent' AND code_mac <> x''
+                     AND state IN ('received', 'routed', 'needs-attention')",
+                "activation_open",
+            ),
             ("SELECT 1 FROM activation WHERE sealed IS NOT NULL AND expires_at <= 1 LIMIT 9", "activation_sealed"),
         ] {
             let plan = outbox

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing::error;
 
 use crate::outbox::OutboxError;
+use crate::outbox::sqlite::file::truncate_log;
 
 /// So many commands share one commit, and so one fsync.
 const MAX_BATCH: usize = 64;
@@ -205,16 +206,9 @@ fn write(db: &Connection, wakes: &Wakes, mut waiting: mpsc::Receiver<Box<dyn Job
         }
         if done && wiped && noted.purge.get() {
             // A reader may be in the way; then it stays noted for the next time.
-            wiped = !truncate_log(db);
+            wiped = !truncate_log(db).unwrap_or(false);
         }
     }
-}
-
-fn truncate_log(db: &Connection) -> bool {
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-        row.get::<_, i64>(0)
-    })
-    .is_ok_and(|busy| busy == 0)
 }
 
 fn commit(db: &Connection, batch: &mut [Box<dyn Job>], noted: &Noted) -> Result<(), OutboxError> {

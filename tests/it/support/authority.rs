@@ -30,12 +30,14 @@ pub struct Identity {
 
 impl Authority {
     pub fn new() -> Self {
+        Self::named("Private test authority")
+    }
+
+    pub fn named(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Private test authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.self_signed(&key).unwrap();
         Self {
             pem: certificate.pem(),
@@ -53,6 +55,13 @@ impl Authority {
     /// A certificate for these names and addresses.
     pub fn sign(&self, names: &[&str]) -> Identity {
         self.sign_with(names, |_| {})
+    }
+
+    /// A server certificate that says it is an authority's.
+    pub fn sign_authority(&self, names: &[&str]) -> Identity {
+        self.sign_with(names, |params| {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        })
     }
 
     /// A certificate that has expired.

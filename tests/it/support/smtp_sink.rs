@@ -48,7 +48,6 @@ pub enum Act {
 /// A message that was taken.
 #[derive(Clone, Debug)]
 pub struct Taken {
-    pub connection: usize,
     pub from: String,
     pub to: Vec<String>,
     /// The content without the dots of the transport.
@@ -311,7 +310,6 @@ impl Server {
                     let said = self.answer(&mut connection, "CONTENT", usual).await?;
                     if said.starts_with("250") {
                         let taken = Taken {
-                            connection: number,
                             from: std::mem::take(&mut from),
                             to: std::mem::take(&mut to),
                             content: wire.replace("\r\n..", "\r\n."),
