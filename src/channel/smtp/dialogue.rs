@@ -312,6 +312,24 @@ mod tests {
         assert_eq!(transparent(b"a\r\n"), b"a\r\n");
     }
 
+    #[tokio::test]
+    async fn what_came_unasked_ends_the_dialogue_before_anything_is_said() {
+        let limit = Duration::from_secs(5);
+        for (unasked, is_garbled) in [(&b"250 ok\r\n"[..], true), (b"", false)] {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let mut dialogue = Dialogue::new(ours);
+            dialogue.write(b"NOOP\r\n", limit).await.unwrap();
+            let mut said = [0; 6];
+            theirs.read_exact(&mut said).await.unwrap();
+            theirs.write_all(unasked).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let fault = dialogue.write(b"MAIL\r\n", limit).await.unwrap_err();
+            assert_eq!(matches!(fault, Fault::Garbled(_)), is_garbled, "{fault:?}");
+            drop(dialogue);
+            assert_eq!(theirs.read(&mut said).await.unwrap(), 0);
+        }
+    }
+
     #[test]
     fn an_enhanced_status_agrees_with_its_code() {
         assert_eq!(reply(550, "5.1.1 unknown").enhanced(), Some((5, 1, 1)));
