@@ -245,15 +245,13 @@ impl Endpoint {
 
     fn no_answer(&self, error: &reqwest::Error) -> SendError {
         let host = &self.host;
+        if let Some(reason) = tls::certificate_error(error, host) {
+            return SendError::Broken { reason };
+        }
         if let Some(tls) = tls_error(error) {
-            return match tls {
-                rustls::Error::InvalidCertificate(why) => SendError::Broken {
-                    reason: format!("the certificate of {host} is not accepted: {why}"),
-                },
-                _ => SendError::Away {
-                    reason: format!("no TLS connection to {host}: {tls}"),
-                    after: None,
-                },
+            return SendError::Away {
+                reason: format!("no TLS connection to {host}: {tls}"),
+                after: None,
             };
         }
         if error.is_connect() {

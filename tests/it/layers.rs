@@ -102,7 +102,22 @@ const TABLE: &[(&str, May)] = &[
             "template",
         ]),
     ),
-    ("web", Import(&["metrics", "outbox", "secret", "settings"])),
+    // How it is watched and asked.
+    ("readiness", Import(&[])),
+    ("seen", Import(&["activation", "metrics"])),
+    ("control", Import(&["outbox"])),
+    (
+        "web",
+        Import(&[
+            "dispatch",
+            "ingest",
+            "metrics",
+            "outbox",
+            "readiness",
+            "secret",
+            "seen",
+        ]),
+    ),
     // The whole.
     ("cli", ImportAll),
     ("config", ImportAll),

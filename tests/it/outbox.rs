@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::until;
 use ftm_relay::activation::Activation;
 use ftm_relay::activation::ActivationCode;
 use ftm_relay::activation::Device;
@@ -1701,7 +1702,11 @@ impl StateDir {
 
 impl Home for StateDir {
     fn open(&self) -> Arc<dyn Outbox> {
-        let opened = self.try_open().unwrap();
+        // A process that another test is just starting holds the lock, too, from its fork to its exec.
+        let opened = until("the lock to be free", || match self.try_open() {
+            Err(OpenError::InUse(_)) => None,
+            opened => Some(opened.unwrap()),
+        });
         assert_eq!(opened.quarantined, None);
         opened.outbox
     }

@@ -1,4 +1,6 @@
-//! The whole relay, through its sockets: a log line goes in, a mail with the code comes out.
+//! The whole, through its sockets: a FortiGate's line in, a mail in the person's inbox out.
+
+use std::path::Path;
 
 use crate::support::postfix::PASSWORD;
 use crate::support::postfix::Postfix;
@@ -13,73 +15,115 @@ use crate::support::until;
 
 const ROUTE: &str = "[[route]]\nto = [\"mail\"]\n";
 
-/// Head and body; soft line ends are joined, so that a code is in one piece.
-fn read(mail: &str) -> (String, String) {
-    let mail = mail.replace("\r\n", "\n").replace("=\n", "");
-    let (head, body) = mail.split_once("\n\n").unwrap();
-    (head.to_owned(), body.to_owned())
-}
-
-/// Both parts hold the code, and no header does.
-fn assert_brings(mail: &str, code: &str) {
-    let (head, body) = read(mail);
-    assert!(!head.contains(code), "{head}");
-    let (text, html) = body.split_once("text/html").unwrap();
-    assert!(text.contains(code), "{text}");
-    assert!(html.contains(code), "{html}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn an_activation_by_udp_and_one_by_tcp_become_a_mail_each() {
+async fn a_line_by_udp_and_by_tcp_becomes_a_mail_to_its_person() {
     let sink = Setup::new().start().await;
-    let config = format!("{BASE}{}{ROUTE}", smtp_channel(sink.address.port()));
-    tokio::task::block_in_place(|| {
-        let mut relay = Relay::start(&config);
-        relay.send_udp(&Event::code(1, "alice").line());
-        relay.send_tcp(&Event::code(2, "bob").counted());
-        let taken = until("two mails", || {
-            let taken = sink.seen().taken;
-            (taken.len() == 2).then_some(taken)
-        });
-        for (user, number) in [("alice", 1), ("bob", 2)] {
-            let to = format!("{user}@example.com");
-            let mail = taken.iter().find(|mail| mail.to == [to.as_str()]).unwrap();
-            assert_eq!(mail.from, "servicedesk@example.com");
-            assert_brings(&mail.content, &code(number));
-        }
-        until("both to be settled", || {
-            (relay.states() == ["accepted", "accepted"]).then_some(())
-        });
-        assert_eq!(relay.stop(), 0);
-        let log = relay.logged();
-        for secret in [code(1), code(2)] {
-            assert!(!log.contains(&secret));
-        }
+    let relay = Relay::start(&format!(
+        "{BASE}{}{ROUTE}",
+        smtp_channel(sink.address.port())
+    ));
+    relay.send_udp(&Event::code(1, "alice").line());
+    relay.send_tcp(&Event::code(2, "EXAMPLE\\Bob").counted());
+    relay.send_tcp(&[&Event::code(3, "carol").line()[..], b"\r\n"].concat());
+    let taken = sink.until(|seen| seen.taken.len() == 3).await.taken;
+    for (n, person) in [(1, "alice"), (2, "bob"), (3, "carol")] {
+        let address = format!("{person}@example.com");
+        let mail = taken
+            .iter()
+            .find(|m| m.to == [address.clone()])
+            .unwrap_or_else(|| panic!("no mail to {address}"));
+        assert!(
+            mail.content.matches(&code(n)).count() >= 2,
+            "the code stands in both parts"
+        );
+        let subject = mail
+            .content
+            .lines()
+            .find(|l| l.starts_with("Subject:"))
+            .unwrap();
+        assert!(!subject.contains(&code(n)));
+        assert!(mail.content.contains("Auto-Submitted: auto-generated"));
+    }
+    until("the end", || {
+        (relay.states() == ["accepted"; 3]).then_some(())
     });
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_activation_reaches_a_mailbox_through_a_real_mail_relay() {
+async fn a_line_becomes_a_mail_in_a_real_inbox_through_a_real_relay() {
     let postfix = Postfix::start().await;
     let channel = format!(
-        "[channel.mail]\ntype = \"smtp\"\nhost = \"127.0.0.1\"\nport = {}\nca_file = \"{}\"\n\
-         auth = \"password\"\nusername = \"{USERNAME}\"\npassword = \"{PASSWORD}\"\n\
-         from = \"IT Service Desk <servicedesk@example.com>\"\n",
+        "[channel.mail]\ntype = \"smtp\"\nhost = \"127.0.0.1\"\nport = {}\nauth = \"password\"\nusername = \"{USERNAME}\"\npassword = {{ env = \"SMTP_PASSWORD\" }}\nca_file = \"{}\"\nfrom = \"IT Service Desk <servicedesk@example.com>\"\n",
         postfix.submission,
-        postfix.ca.display(),
+        Path::new(&postfix.ca).display()
     );
-    let config = format!("{BASE}{channel}{ROUTE}");
-    let relay = tokio::task::block_in_place(|| {
-        let relay = Relay::start(&config);
-        relay.send_tcp(&Event::code(3, "alice").counted());
-        relay
-    });
+    let mut relay = Relay::prepare(&format!("{BASE}{channel}{ROUTE}"));
+    relay.env("SMTP_PASSWORD", PASSWORD);
+    relay.run();
+    relay.send_udp(&Event::code(1, "alice").line());
     let mails = postfix.mails("alice", 1).await;
-    assert_brings(&mails[0], &code(3));
-    tokio::task::block_in_place(|| {
-        until("it to be settled", || {
-            (relay.states() == ["accepted"]).then_some(())
-        });
-        drop(relay);
-    });
+    assert!(mails[0].contains(&code(1)), "the code stands in the mail");
+    until("the end", || (relay.states() == ["accepted"]).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_the_new_configuration_and_keeps_the_old_one_when_it_is_wrong() {
+    use std::io::Write;
+    let (one, two) = (Setup::new().start().await, Setup::new().start().await);
+    let config = |port| format!("{BASE}{}{ROUTE}", smtp_channel(port));
+    let relay = Relay::start(&config(one.address.port()));
+    let mut open = std::net::TcpStream::connect(relay.tcp()).unwrap();
+    let reloaded = |value: f64| {
+        until("the reload", || {
+            (relay.metric("ftm_relay_config_reload_success", &[]) == value).then_some(())
+        })
+    };
+    reloaded(1.0);
+
+    relay.configure(&(config(two.address.port()) + "nonsense = true\n"));
+    relay.signal(rustix::process::Signal::HUP);
+    reloaded(0.0);
+    relay.send_udp(&Event::code(1, "alice").line());
+    one.until(|seen| seen.taken.len() == 1).await;
+
+    relay.configure(&config(two.address.port()));
+    relay.signal(rustix::process::Signal::HUP);
+    reloaded(1.0);
+    relay.send_udp(&Event::code(2, "alice").line());
+    open.write_all(&Event::code(3, "bob").counted()).unwrap();
+    two.until(|seen| seen.taken.len() == 2).await;
+}
+
+#[test]
+fn a_second_relay_on_the_same_state_is_refused_and_the_first_is_unharmed() {
+    let config = format!(
+        "{BASE}[channel.file]\ntype = \"file\"\npath = \"mail\"\n[[route]]\nto = [\"file\"]\n"
+    );
+    let first = Relay::start(&config);
+    let output = first.cli(&["run"]);
+    assert_eq!(output.status.code(), Some(1), "exit 1: the unit restarts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("state"), "{said}");
+    first.send_udp(&Event::code(1, "alice").line());
+    until("the end", || (first.states() == ["accepted"]).then_some(()));
+}
+
+#[test]
+fn a_busy_port_ends_the_relay_with_1() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let config = BASE.replacen(
+        "address = \"127.0.0.1:0\"",
+        &format!("address = \"{}\"", taken.local_addr().unwrap()),
+        1,
+    );
+    let relay = Relay::prepare(&format!(
+        "{config}[channel.file]\ntype = \"file\"\npath = \"mail\"\n[[route]]\nto = [\"file\"]\n"
+    ));
+    let output = relay.cli(&["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("\"udp\"") && said.contains(&taken.local_addr().unwrap().to_string()),
+        "{said}"
+    );
 }

@@ -595,7 +595,7 @@ fn every_kind_is_read_and_every_mistake_is_said() {
             "file",
             "path = \"m\"\nfrom = \"nobody\"",
             "",
-            "is no sender",
+            "is no mail address",
         ),
         (
             "file",

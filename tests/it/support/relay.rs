@@ -183,13 +183,14 @@ impl Relay {
     }
 
     fn listening(&self, transport: &str) -> SocketAddr {
-        let log = self.logged();
-        let line = log
-            .lines()
-            .find(|l| l.contains("Listening on ") && l.contains(&format!("({transport})")));
-        let line = line.unwrap_or_else(|| panic!("nothing listens by {transport}:\n{log}"));
-        let at = line.find("Listening on ").unwrap() + "Listening on ".len();
-        line[at..].split(' ').next().unwrap().parse().unwrap()
+        until("the listener", || {
+            let log = self.logged();
+            let is_it =
+                |l: &&str| l.contains("Listening on ") && l.contains(&format!("({transport})"));
+            let line = log.lines().find(is_it)?;
+            let at = line.find("Listening on ")? + "Listening on ".len();
+            line[at..].split(' ').next()?.parse().ok()
+        })
     }
 
     pub fn udp(&self) -> SocketAddr {
