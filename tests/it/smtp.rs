@@ -337,6 +337,51 @@ async fn a_waiting_connection_that_died_is_replaced_within_the_try() {
 }
 
 #[tokio::test]
+async fn a_used_connection_that_has_had_enough_is_replaced_once() {
+    for (verb, last_words) in [
+        ("MAIL", Close),
+        ("MAIL", say("421 4.7.0 one mail is enough")),
+        (
+            "RCPT",
+            SayAndClose("421 4.7.0 one mail is enough\r\n".to_owned()),
+        ),
+    ] {
+        let sink = Setup::new()
+            .script({
+                let times = AtomicUsize::new(0);
+                move |s| match s.verb == verb && times.fetch_add(1, Ordering::SeqCst) > 0 {
+                    true if s.connection == 0 => last_words.clone(),
+                    _ => Usual,
+                }
+            })
+            .start()
+            .await;
+        let smtp = channel(&sink, STEP, "");
+        send(&smtp).await.unwrap();
+        let second = send_with(&smtp, Some(&alice()), &note("n2"), false).await;
+        second.outcome.unwrap();
+        assert_eq!(second.commits, 1);
+        let seen = sink.until(|seen| seen.taken.len() == 2).await;
+        assert_eq!(seen.connections, 2);
+    }
+    // A relay that says so on a fresh connection too is away.
+    let sink = Setup::new()
+        .script({
+            let times = AtomicUsize::new(0);
+            move |s| match s.verb == "MAIL" && times.fetch_add(1, Ordering::SeqCst) > 0 {
+                true => say("421 4.3.2 closing"),
+                false => Usual,
+            }
+        })
+        .start()
+        .await;
+    let smtp = channel(&sink, STEP, "");
+    send(&smtp).await.unwrap();
+    assert_eq!(class(&send(&smtp).await), "away");
+    assert_eq!(sink.seen().connections, 2);
+}
+
+#[tokio::test]
 async fn an_answer_in_its_turn_keeps_the_connection_whatever_it_says() {
     let sink = Setup::new()
         .script({

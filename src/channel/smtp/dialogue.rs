@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
@@ -110,14 +111,13 @@ impl Dialogue {
         self.answer(attempt, limit).await
     }
 
-    /// Sends a message and its final dot, and reads the answer to that.
+    /// Sends a message without its final dot, so that the peer can't have taken it yet.
     pub(super) async fn content(
         &mut self,
         attempt: &Attempt<'_>,
         message: &[u8],
         limit: Duration,
-        final_dot: Duration,
-    ) -> Result<Reply, Fault> {
+    ) -> Result<(), Fault> {
         attempt.transcript.line(|| {
             format!(
                 "> (the message, {} bytes, and the final dot)",
@@ -125,7 +125,18 @@ impl Dialogue {
             )
         });
         self.write(&transparent(message), limit).await?;
-        self.answer(attempt, final_dot).await
+        self.nothing_unread()
+    }
+
+    /// Sends the final dot, and reads the answer to it.
+    pub(super) async fn final_dot(
+        &mut self,
+        attempt: &Attempt<'_>,
+        limit: Duration,
+        answer: Duration,
+    ) -> Result<Reply, Fault> {
+        self.write(b".\r\n", limit).await?;
+        self.answer(attempt, answer).await
     }
 
     /// Says good-bye, without waiting longer than this for it to matter.
@@ -140,7 +151,7 @@ impl Dialogue {
     }
 
     /// The bare connection, to be wrapped in TLS. Whatever follows the last answer was not protected by TLS and is refused.
-    pub(super) fn into_stream(self) -> Result<Box<dyn Stream>, Fault> {
+    pub(super) fn into_stream(mut self) -> Result<Box<dyn Stream>, Fault> {
         self.nothing_unread()?;
         Ok(self.stream)
     }
@@ -150,12 +161,17 @@ impl Dialogue {
         self.unread.is_empty()
     }
 
-    fn nothing_unread(&self) -> Result<(), Fault> {
+    /// Also looks at what has arrived and was not read yet.
+    fn nothing_unread(&mut self) -> Result<(), Fault> {
         if self.in_step() {
-            Ok(())
-        } else {
-            Err(Fault::Garbled("an answer that nobody had asked for"))
+            match self.stream.read_buf(&mut self.unread).now_or_never() {
+                None => return Ok(()),
+                Some(Ok(0)) => return Err(Fault::Lost(io::ErrorKind::UnexpectedEof.into())),
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return Err(Fault::Lost(e)),
+            }
         }
+        Err(Fault::Garbled("an answer that nobody had asked for"))
     }
 
     async fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Fault> {
@@ -244,7 +260,7 @@ fn reply_line(line: &[u8]) -> Option<(u16, bool, String)> {
     Some((code, last, String::from_utf8_lossy(text).into_owned()))
 }
 
-/// A line that begins with a dot gets a second one (RFC 5321, 4.5.2); the final dot ends it all.
+/// A line that begins with a dot gets a second one (RFC 5321, 4.5.2); the last line is ended, ready for the final dot.
 fn transparent(message: &[u8]) -> Vec<u8> {
     let mut wire = Vec::with_capacity(message.len() + 64);
     for line in message.split_inclusive(|&b| b == b'\n') {
@@ -256,7 +272,6 @@ fn transparent(message: &[u8]) -> Vec<u8> {
     if !wire.ends_with(b"\r\n") {
         wire.extend_from_slice(b"\r\n");
     }
-    wire.extend_from_slice(b".\r\n");
     wire
 }
 
@@ -292,9 +307,27 @@ mod tests {
     fn a_line_that_begins_with_a_dot_gets_a_second_one() {
         assert_eq!(
             transparent(b".\r\na.b\r\n..c\r\n.d"),
-            b"..\r\na.b\r\n...c\r\n..d\r\n.\r\n"
+            b"..\r\na.b\r\n...c\r\n..d\r\n"
         );
-        assert_eq!(transparent(b"a\r\n"), b"a\r\n.\r\n");
+        assert_eq!(transparent(b"a\r\n"), b"a\r\n");
+    }
+
+    #[tokio::test]
+    async fn what_came_unasked_ends_the_dialogue_before_anything_is_said() {
+        let limit = Duration::from_secs(5);
+        for (unasked, is_garbled) in [(&b"250 ok\r\n"[..], true), (b"", false)] {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let mut dialogue = Dialogue::new(ours);
+            dialogue.write(b"NOOP\r\n", limit).await.unwrap();
+            let mut said = [0; 6];
+            theirs.read_exact(&mut said).await.unwrap();
+            theirs.write_all(unasked).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let fault = dialogue.write(b"MAIL\r\n", limit).await.unwrap_err();
+            assert_eq!(matches!(fault, Fault::Garbled(_)), is_garbled, "{fault:?}");
+            drop(dialogue);
+            assert_eq!(theirs.read(&mut said).await.unwrap(), 0);
+        }
     }
 
     #[test]

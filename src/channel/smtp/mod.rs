@@ -333,26 +333,23 @@ impl Smtp {
         })
     }
 
-    /// A connection that waited and is still alive, else a fresh one.
-    async fn connection(&self, attempt: &Attempt<'_>) -> Result<Dialogue, Failure> {
-        if let Some(mut dialogue) = self.park.take() {
-            let limit = self.relay.step.min(MAX_RSET);
-            let alive = dialogue.say(attempt, Rset, limit).await;
-            if alive.is_ok_and(|reply| reply.code == 250) {
-                return Ok(dialogue);
-            }
-        }
-        self.relay.dial(attempt).await
+    /// A connection that waited, if it is still alive.
+    async fn waiting(&self, attempt: &Attempt<'_>) -> Option<Dialogue> {
+        let mut dialogue = self.park.take()?;
+        let limit = self.relay.step.min(MAX_RSET);
+        let alive = dialogue.say(attempt, Rset, limit).await;
+        alive
+            .is_ok_and(|reply| reply.code == 250)
+            .then_some(dialogue)
     }
 
-    /// From MAIL to the answer to the final dot.
-    async fn transact(
+    /// Names the sender and the recipient, and makes the delivery durable as being sent.
+    async fn begin(
         &self,
         dialogue: &mut Dialogue,
         attempt: &Attempt<'_>,
         to: &Address,
-        message: &[u8],
-    ) -> Result<Reply, Stop> {
+    ) -> Result<(), Stop> {
         let step = self.relay.step;
         let from = Mail::new(Some(self.return_path.clone()), Vec::new());
         let reply = dialogue.say(attempt, from, step).await;
@@ -360,12 +357,22 @@ impl Smtp {
         let rcpt = Rcpt::new(to.clone(), Vec::new());
         let reply = dialogue.say(attempt, rcpt, step).await;
         stop(Stage::Rcpt, reply, &[250, 251])?;
-        attempt.commit.commit().await.map_err(Stop::Uncommitted)?;
+        attempt.commit.commit().await.map_err(Stop::Uncommitted)
+    }
+
+    /// From DATA to the answer to the final dot.
+    async fn finish(
+        &self,
+        dialogue: &mut Dialogue,
+        attempt: &Attempt<'_>,
+        message: &[u8],
+    ) -> Result<Reply, Stop> {
+        let step = self.relay.step;
         let reply = dialogue.say(attempt, Data, step).await;
         stop(Stage::Data, reply, &[354])?;
-        let reply = dialogue
-            .content(attempt, message, step, self.final_dot)
-            .await;
+        let sent = dialogue.content(attempt, message, step).await;
+        sent.map_err(|fault| Stop::Step((Stage::Data, fault)))?;
+        let reply = dialogue.final_dot(attempt, step, self.final_dot).await;
         stop(Stage::Content, reply, &[250])
     }
 
@@ -433,6 +440,15 @@ impl Stop {
             Self::Step(_) => false,
         }
     }
+
+    /// Whether the peer ended the connection.
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Step((_, Fault::Lost(_))) => true,
+            Self::Step((_, Fault::Answer(reply))) => reply.code == 421,
+            Self::Step(_) | Self::Uncommitted(_) => false,
+        }
+    }
 }
 
 fn stop(stage: Stage, reply: Result<Reply, Fault>, wanted: &[u16]) -> Result<Reply, Stop> {
@@ -457,9 +473,28 @@ impl Carrier for Smtp {
         });
         let (to, message) = built.map_err(|reason| SendError::Permanent { reason })?;
 
-        let dialogue = self.connection(attempt).await;
-        let mut dialogue = dialogue.map_err(|failure| self.error(failure, attempt.redactor))?;
-        let outcome = self.transact(&mut dialogue, attempt, &to, &message).await;
+        let mut begun = None;
+        if let Some(mut dialogue) = self.waiting(attempt).await {
+            let result = self.begin(&mut dialogue, attempt, &to).await;
+            // That a connection had enough after some mails says nothing about the relay.
+            if !matches!(&result, Err(stop) if stop.is_over()) {
+                begun = Some((dialogue, result));
+            }
+        }
+        let (mut dialogue, begun) = match begun {
+            Some(begun) => begun,
+            None => {
+                let dialogue = self.relay.dial(attempt).await;
+                let mut dialogue =
+                    dialogue.map_err(|failure| self.error(failure, attempt.redactor))?;
+                let result = self.begin(&mut dialogue, attempt, &to).await;
+                (dialogue, result)
+            }
+        };
+        let outcome = match begun {
+            Ok(()) => self.finish(&mut dialogue, attempt, &message).await,
+            Err(stop) => Err(stop),
+        };
         if outcome.as_ref().map_or_else(Stop::in_step, |_| true) && dialogue.in_step() {
             self.park.put(dialogue);
         }
