@@ -119,6 +119,11 @@ impl Endpoint {
         }
     }
 
+    /// The host and, where it is unusual, the port.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// A method of the API at this URL, which is then no secret.
     pub fn method(&self, name: &str) -> Self {
         let mut url = self.url.clone();

@@ -23,11 +23,12 @@ pub mod http;
 pub mod mail;
 pub mod slack;
 pub mod smtp;
+pub mod teams;
 pub mod tls;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
@@ -101,6 +102,8 @@ pub enum Config {
     Webhook(webhook::Config),
     /// `type = "slack"`
     Slack(slack::Config),
+    /// `type = "teams"`
+    Teams(teams::Config),
 }
 
 /// A way out, ready to be used.
@@ -141,6 +144,7 @@ impl Config {
             "file" => file::Config::deserialize(keys).map(Self::File),
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
+            "teams" => teams::Config::deserialize(keys).map(Self::Teams),
             _ => return None,
         })
     }
@@ -152,6 +156,7 @@ impl Config {
             Self::File(_) => "file",
             Self::Webhook(_) => "webhook",
             Self::Slack(_) => "slack",
+            Self::Teams(_) => "teams",
         }
     }
 
@@ -160,7 +165,7 @@ impl Config {
         match self {
             Self::Smtp(smtp) => !smtp.shared(),
             Self::File(file) => !file.shared(),
-            Self::Webhook(_) => false,
+            Self::Webhook(_) | Self::Teams(_) => false,
             Self::Slack(slack) => slack.needs_person(),
         }
     }
@@ -171,7 +176,7 @@ impl Config {
             Self::File(_) | Self::Webhook(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
             Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
-            Self::Smtp(_) | Self::Slack(_) => Reveal::Notice,
+            Self::Smtp(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
         };
         common.reveal.unwrap_or(default) == Reveal::Code
     }
@@ -211,6 +216,10 @@ impl Config {
                 secrets: Vec::new(),
             }),
             Self::Webhook(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
+            Self::Teams(config) => config.build(timeout, check).map(|c| Built {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
             }),
