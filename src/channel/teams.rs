@@ -58,7 +58,7 @@ impl Config {
             host.strip_suffix(*retired)
                 .is_some_and(|h| h.is_empty() || h.ends_with('.'))
         };
-        if RETIRED_HOSTS.iter().any(|retired| is_retired(retired)) {
+        if RETIRED_HOSTS.iter().any(is_retired) {
             check.problem(
                 span,
                 format!(
