@@ -62,10 +62,10 @@ fn every_problem_is_named_at_once_with_its_place() {
     assert_eq!(status, 78, "{said}");
     for (line, wanted) in [
         (7, "unknown key `transprt`; did you mean `transport`?"),
-        (21, "did you mean \"file\"?"),
-        (22, "\"soon\" is no duration"),
-        (24, "\"often\" is no rate"),
-        (25, "unknown key `nonsense`"),
+        (22, "did you mean \"file\"?"),
+        (23, "\"soon\" is no duration"),
+        (25, "\"often\" is no rate"),
+        (26, "unknown key `nonsense`"),
     ] {
         let found = said
             .lines()
