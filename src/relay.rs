@@ -587,10 +587,10 @@ impl Operator for Reader {
                 .map(|story| Answer::Story(Box::new(story))),
             Request::Command(id, command) => {
                 self.outbox.command(&id, command, now).await.map(|done| {
-                    if let Some(channel) = &done.channel {
+                    for channel in &done.channels {
                         self.dispatcher.lift(channel);
                     }
-                    if command == outbox::Command::Cancel {
+                    if done.ended {
                         self.metrics.ended("cancelled");
                     }
                     info!(id, "An operator's {command:?} of {id}: {:?}", done.state);

@@ -107,6 +107,9 @@ impl Deciding<'_> {
             CaseState::Received => self.receive(),
             CaseState::Routed | CaseState::NeedsAttention => {}
         }
+        if self.stopped_by_an_operator() {
+            return;
+        }
         if self.decision.step.state != Some(CaseState::NeedsAttention)
             || !self.decision.step.deliver.is_empty()
         {
@@ -121,6 +124,11 @@ impl Deciding<'_> {
 
     fn receive(&mut self) {
         let case = self.on.case;
+        if !case.released && self.arrived_by_fallback() {
+            // The directories were away for so long that a fallback which needs nobody brought it.
+            self.decision.step.state = Some(CaseState::Routed);
+            return;
+        }
         if case.activation.code.is_none() {
             return self.need_attention(
                 "no-code",
@@ -221,6 +229,22 @@ impl Deciding<'_> {
         }
     }
 
+    /// Everything was called off while it was being sent, and nothing arrived: no fallback may send it after all.
+    fn stopped_by_an_operator(&mut self) -> bool {
+        let case = self.on.case;
+        let stopped = case.state == CaseState::Routed
+            && !case.reached
+            && case.deliveries.iter().all(|d| d.state.is_final())
+            && case.deliveries.iter().any(|d| d.state == State::Cancelled);
+        if stopped {
+            self.decision.step.state = Some(CaseState::Cancelled);
+            self.decision.step.reason = Some("by an operator".to_owned());
+            self.decision.step.wipe = true;
+            self.end("cancelled");
+        }
+        stopped
+    }
+
     fn deliver(&mut self, names: &[String], role: Role, with_person: bool) {
         for name in names {
             let exists = self.on.case.deliveries.iter().any(|d| d.channel == *name)
@@ -306,10 +330,7 @@ impl Deciding<'_> {
     }
 
     fn arrived(&mut self) {
-        let by_fallback = self.on.case.deliveries.iter().any(|d| {
-            d.state == State::Accepted && d.role == Role::Fallback && self.reveals(&d.channel)
-        });
-        let ends = if by_fallback {
+        let ends = if self.arrived_by_fallback() {
             Role::To
         } else {
             Role::Fallback
@@ -330,6 +351,12 @@ impl Deciding<'_> {
         let end: Vec<_> = end.collect();
         self.decision.step.end.extend(end);
         self.end("accepted");
+    }
+
+    fn arrived_by_fallback(&self) -> bool {
+        self.on.case.deliveries.iter().any(|d| {
+            d.state == State::Accepted && d.role == Role::Fallback && self.reveals(&d.channel)
+        })
     }
 
     /// This channel will not bring the code unless somebody acts.
@@ -477,10 +504,14 @@ impl Deciding<'_> {
             .collect()
     }
 
-    /// Counts the end once.
+    /// Counts the end once. What waited for a person in vain, or failed, doesn't end a second time; it may only be accepted after all.
     fn end(&mut self, outcome: &'static str) {
         let key = format!("ended:{outcome}");
-        if !self.on.case.told.contains(&key) {
+        let counted = self.on.case.told.iter().any(|t| match outcome {
+            "accepted" => *t == key,
+            _ => t.starts_with("ended:"),
+        });
+        if !counted {
             self.decision.step.told.push(key);
             self.decision.ended = Some(outcome);
         }
@@ -488,7 +519,14 @@ impl Deciding<'_> {
 
     fn next_look(&mut self) {
         let case = self.on.case;
-        let open = case.deliveries.iter().any(|d| !d.state.is_final())
+        // A code that has not arrived is not forgotten, even if nothing of it is under way any more.
+        let awaited = !case.reached
+            && self
+                .on
+                .route
+                .is_some_and(|r| r.to.iter().chain(&r.fallback).any(|n| self.reveals(n)));
+        let open = awaited
+            || case.deliveries.iter().any(|d| !d.state.is_final())
             || !self.decision.step.deliver.is_empty()
             || self.decision.step.state.unwrap_or(case.state) != CaseState::Routed;
         if !open {
@@ -833,6 +871,55 @@ mod tests {
         assert_eq!(reasons(&decision), ["expired"]);
         assert_eq!(decision.ended, Some("expired"));
         assert_eq!(decision.step.due_at, None);
+    }
+
+    #[test]
+    fn a_code_that_did_not_arrive_is_not_forgotten_and_ends_once() {
+        let mut case = routed(vec![
+            delivery("D1", "mail", Role::To, State::Failed),
+            delivery("D2", "hook", Role::Fallback, State::Failed),
+        ]);
+        let failed = look(&case, 5, None, &[]);
+        assert_eq!(failed.ended, Some("failed"));
+        assert_eq!(failed.step.due_at, Some(at(600)));
+        case.told = failed.step.told;
+        let late = look(&case, 600, None, &[]);
+        assert_eq!(reasons(&late), ["late"]);
+        case.told.extend(late.step.told);
+        let warned = look(&case, 60 * HOUR, None, &[]);
+        assert_eq!(reasons(&warned), ["expiring"]);
+        case.told.extend(warned.step.told);
+        let expired = look(&case, 72 * HOUR, None, &[]);
+        assert_eq!(expired.step.state, Some(CaseState::Expired));
+        assert_eq!(expired.ended, None, "it was counted as failed");
+    }
+
+    #[test]
+    fn what_was_called_off_while_it_was_sent_starts_no_fallback() {
+        let case = routed(vec![delivery("D1", "mail", Role::To, State::Cancelled)]);
+        let decision = look(&case, 5, None, &[]);
+        assert_eq!(started(&decision), [""; 0]);
+        assert_eq!(decision.step.state, Some(CaseState::Cancelled));
+        assert!(decision.step.wipe);
+        assert_eq!(decision.ended, Some("cancelled"));
+        assert_eq!(decision.step.due_at, None);
+    }
+
+    #[test]
+    fn a_person_found_after_a_fallback_arrived_gets_the_code_only_once() {
+        let mut case = case();
+        case.reached = true;
+        case.deliveries = vec![delivery("D1", "hook", Role::Fallback, State::Accepted)];
+        let decision = look(&case, 700, found(), &[]);
+        assert_eq!(started(&decision), [""; 0]);
+        assert_eq!(decision.step.state, Some(CaseState::Routed));
+        assert_eq!(decision.ended, Some("accepted"));
+        case.released = true;
+        assert_eq!(
+            started(&look(&case, 700, found(), &[])),
+            ["mail"],
+            "an operator wants it"
+        );
     }
 
     #[test]

@@ -32,20 +32,34 @@ pub struct HealthState {
     pub lifted: bool,
     /// When its next hop last took something.
     pub last_success: Option<Timestamp>,
+    /// People were told that it is suspended.
+    pub told: bool,
 }
 
-/// What a change of health means to others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Nothing to tell.
-    None,
-    /// It has just been suspended.
-    Suspended,
+/// What people have yet to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It is suspended, and why.
+    Suspended(String),
     /// It works again after a suspension.
     Resumed,
 }
 
 impl Health {
+    /// What is left of `old` after a reload: a suspension lasts until a try succeeds, but that try is made at once.
+    pub fn reloaded(old: &Self) -> Self {
+        let old = old.look();
+        Self {
+            state: Mutex::new(HealthState {
+                suspended: old.suspended,
+                told: old.told,
+                last_success: old.last_success,
+                ..HealthState::default()
+            }),
+            changed: Notify::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,17 +72,13 @@ impl Health {
     /// How many tries may start now beside `running` ones; 0 before [`HealthState::wait_until`].
     pub fn may_start(&self, running: usize, concurrency: usize, now: Timestamp) -> usize {
         let state = self.lock();
-        let waits = state.wait_until.is_some_and(|until| until > now) && !state.lifted;
-        let most = if state.proven && state.suspended.is_none() {
-            concurrency
-        } else {
-            1
+        let waits = state.wait_until.is_some_and(|until| until > now);
+        let most = match () {
+            () if waits && !state.lifted => 0,
+            () if waits || !state.proven || state.suspended.is_some() => 1,
+            () => concurrency,
         };
-        if waits {
-            0
-        } else {
-            most.saturating_sub(running)
-        }
+        most.saturating_sub(running)
     }
 
     /// A try begins: it uses up what an operator lifted, and a suspended channel's probe.
@@ -81,22 +91,17 @@ impl Health {
     }
 
     /// The next hop took something.
-    pub fn succeeded(&self, now: Timestamp) -> Change {
+    pub fn succeeded(&self, now: Timestamp) {
         let mut state = self.lock();
-        let was_suspended = state.suspended.take().is_some();
         *state = HealthState {
             proven: true,
             last_success: Some(now),
+            told: state.told,
             ..HealthState::default()
         };
-        if was_suspended {
-            Change::Resumed
-        } else {
-            Change::None
-        }
     }
 
-    /// The next hop is away for all deliveries; the channel waits, never longer than before.
+    /// The next hop is away for all deliveries; the channel waits.
     pub fn away(&self, until: Timestamp) {
         let mut state = self.lock();
         if state.suspended.is_none() {
@@ -113,17 +118,28 @@ impl Health {
     }
 
     /// An operator must act.
-    pub fn suspend(&self, reason: &str, now: Timestamp) -> Change {
+    pub fn suspend(&self, reason: &str, now: Timestamp) {
         let mut state = self.lock();
-        let change = if state.suspended.is_none() {
-            Change::Suspended
-        } else {
-            Change::None
-        };
         state.suspended = Some(reason.to_owned());
         state.proven = false;
         state.wait_until = now.checked_add(PROBE_EVERY).ok();
-        change
+    }
+
+    /// What is to be told now, once: whoever takes it tells it or calls [`Health::untold`].
+    pub fn take_news(&self) -> Option<News> {
+        let mut state = self.lock();
+        let news = match (&state.suspended, state.told) {
+            (Some(reason), false) => News::Suspended(reason.clone()),
+            (None, true) => News::Resumed,
+            _ => return None,
+        };
+        state.told = !state.told;
+        Some(news)
+    }
+
+    /// It could not be told; the next try's end takes it up again.
+    pub fn untold(&self, news: &News) {
+        self.lock().told = *news == News::Resumed;
     }
 
     /// One try in spite of any wait.
@@ -146,21 +162,60 @@ mod tests {
         let health = Health::default();
         assert_eq!(health.may_start(0, 4, at(0)), 1);
         assert_eq!(health.may_start(1, 4, at(0)), 0);
-        assert_eq!(health.succeeded(at(0)), Change::None);
+        health.succeeded(at(0));
+        assert_eq!(health.take_news(), None);
         assert_eq!(health.may_start(1, 4, at(0)), 3);
     }
 
     #[test]
     fn a_suspended_channel_probes_once_in_five_minutes_and_resumes_by_itself() {
         let health = Health::default();
-        assert_eq!(health.suspend("535", at(0)), Change::Suspended);
+        health.suspend("535", at(0));
+        assert_eq!(health.take_news(), Some(News::Suspended("535".to_owned())));
         assert_eq!(health.may_start(0, 4, at(299)), 0);
         assert_eq!(health.may_start(0, 4, at(300)), 1);
         health.started(at(300));
-        assert_eq!(health.suspend("535", at(301)), Change::None, "told once");
+        health.suspend("535", at(301));
+        assert_eq!(health.take_news(), None, "told once");
         assert_eq!(health.may_start(0, 4, at(400)), 0);
-        assert_eq!(health.succeeded(at(601)), Change::Resumed);
+        health.succeeded(at(601));
+        assert_eq!(health.take_news(), Some(News::Resumed));
+        assert_eq!(health.take_news(), None);
         assert_eq!(health.may_start(0, 4, at(601)), 4);
+    }
+
+    #[test]
+    fn news_that_could_not_be_told_stays_news() {
+        let health = Health::default();
+        health.suspend("535", at(0));
+        let news = health.take_news().unwrap();
+        health.untold(&news);
+        assert_eq!(health.take_news(), Some(news));
+        health.succeeded(at(1));
+        let news = health.take_news().unwrap();
+        health.untold(&news);
+        assert_eq!(health.take_news(), Some(News::Resumed));
+    }
+
+    #[test]
+    fn a_suspension_outlives_a_reload_but_is_probed_at_once() {
+        let old = Health::default();
+        old.suspend("535", at(0));
+        old.take_news().unwrap();
+        let health = Health::reloaded(&old);
+        assert_eq!(health.may_start(0, 4, at(1)), 1);
+        assert_eq!(health.take_news(), None, "it was told before");
+        health.succeeded(at(1));
+        assert_eq!(health.take_news(), Some(News::Resumed));
+    }
+
+    #[test]
+    fn a_lifted_wait_lets_one_try_pass_on_a_proven_channel_too() {
+        let health = Health::default();
+        health.succeeded(at(0));
+        health.away(at(100));
+        health.lift();
+        assert_eq!(health.may_start(0, 4, at(1)), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -35,6 +36,7 @@ use crate::outbox::Case;
 use crate::outbox::CaseState;
 use crate::outbox::Outbox;
 use crate::outbox::OutboxError;
+use crate::outbox::Step;
 use crate::recipients::Mismatch;
 use crate::routing::Routes;
 use crate::template::Templates;
@@ -155,22 +157,25 @@ impl Dispatcher {
         stop: &CancellationToken,
     ) {
         let names: Vec<String> = settings.channels.iter().map(|c| c.name.clone()).collect();
-        match self.outbox.fail_orphans(&names, Timestamp::now()).await {
-            Ok(0) => {}
-            Ok(n) => warn!("{n} deliveries of channels that are no longer configured have failed"),
-            Err(e) => warn!(
-                "Deliveries of channels that are no longer configured can't be ended yet: {e}"
-            ),
+        self.fail_orphans(settings).await;
+        let before = self.healths().clone();
+        for name in before.keys().filter(|n| !names.contains(n)) {
+            self.metrics.channel_suspended.remove(&metrics::Channel {
+                channel: name.clone(),
+            });
         }
         let mut board = BTreeMap::new();
         for channel in &settings.channels {
-            let health = Arc::new(Health::default());
+            let health = before
+                .get(&channel.name)
+                .map_or_else(Health::default, |old| Health::reloaded(old));
             self.metrics
                 .channel_suspended
                 .get_or_create(&metrics::Channel {
                     channel: channel.name.clone(),
                 })
-                .set(0);
+                .set(i64::from(health.look().suspended.is_some()));
+            let health = Arc::new(health);
             board.insert(channel.name.clone(), Arc::clone(&health));
             let worker = Worker {
                 channel: Arc::clone(channel),
@@ -182,6 +187,17 @@ impl Dispatcher {
             tasks.spawn(Arc::new(worker).run(stop.clone()));
         }
         *self.healths() = board;
+    }
+
+    async fn fail_orphans(&self, settings: &Settings) {
+        let names: Vec<String> = settings.channels.iter().map(|c| c.name.clone()).collect();
+        match self.outbox.fail_orphans(&names, Timestamp::now()).await {
+            Ok(0) => {}
+            Ok(n) => warn!("{n} deliveries of channels that are no longer configured have failed"),
+            Err(e) => warn!(
+                "Deliveries of channels that are no longer configured can't be ended yet: {e}"
+            ),
+        }
     }
 
     // === Cases ===
@@ -228,7 +244,6 @@ impl Dispatcher {
 
     async fn step(&self, case: &Case, settings: &Settings) {
         let route = settings.routes.find(&case.activation);
-        let channels = self.facts(settings);
         let lookup = if case.state == CaseState::Received
             && case.activation.code.is_some()
             && route.is_some()
@@ -238,6 +253,8 @@ impl Dispatcher {
         } else {
             None
         };
+        // Only now: a look-up takes time, and a channel may have been suspended meanwhile.
+        let channels = self.facts(settings);
         let now = Timestamp::now();
         let due = backoff::due(
             now,
@@ -263,20 +280,70 @@ impl Dispatcher {
         if let Some(other) = &decision.mismatch {
             warn!(activation.id = %case.id, "Another address than the one found stands in the message: {other}");
         }
-        let (state, reason) = (decision.step.state, decision.step.reason.clone());
-        match self.outbox.advance(case, decision.step, now).await {
-            Ok(()) => {
-                if let Some(outcome) = decision.ended {
-                    self.metrics.ended(outcome);
-                }
-                if let Some(state) = state {
-                    let activation = &case.activation;
-                    let why = reason.map(|r| format!(": {r}")).unwrap_or_default();
-                    info!(activation.id = %case.id, user = %activation.user, device = %activation.device.name, "{} is {}{why}", case.id, word(state));
-                }
+        let wanted = decision.step.state;
+        let why = decision.step.reason.clone();
+        let ways: Vec<String> = decision
+            .step
+            .deliver
+            .iter()
+            .map(|d| d.channel.clone())
+            .collect();
+        let state = match self.advance(case, decision.step).await {
+            Ok(state) => state,
+            Err(OutboxError::LostLease) => return,
+            Err(e) => {
+                return warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id);
             }
-            Err(OutboxError::LostLease) => {}
-            Err(e) => warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id),
+        };
+        let held = wanted == Some(CaseState::Routed) && state == CaseState::NeedsAttention;
+        if let Some(outcome) = decision.ended.or(held.then_some("held")) {
+            self.metrics.ended(outcome);
+        }
+        if wanted.is_some() {
+            let activation = &case.activation;
+            let why = match why {
+                _ if held => ": over [limits] per_person".to_owned(),
+                why => why.map(|r| format!(": {r}")).unwrap_or_default(),
+            };
+            info!(activation.id = %case.id, user = %activation.user, device = %activation.device.name, "{} is {}{why}", case.id, word(state));
+        }
+        self.wake_if_just_suspended(&ways, &channels).await;
+    }
+
+    /// Writes a decision down, as long as the lease lasts: while the outbox is away, nothing else could be done either.
+    async fn advance(&self, case: &Case, step: Step) -> Result<CaseState, OutboxError> {
+        let end = Instant::now() + CASE_LEASE;
+        loop {
+            match self
+                .outbox
+                .advance(case, step.clone(), Timestamp::now())
+                .await
+            {
+                Err(e @ (OutboxError::Unavailable(_) | OutboxError::Full(_)))
+                    if Instant::now() < end =>
+                {
+                    warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id);
+                    sleep(OUTBOX_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// A channel that was suspended between the decision and its deliveries woke nobody: there was nothing to wake yet.
+    async fn wake_if_just_suspended(&self, ways: &[String], known: &[Facts]) {
+        for name in ways {
+            let knew = known.iter().any(|c| c.name == *name && c.suspended);
+            let suspended = self
+                .healths()
+                .get(name)
+                .is_some_and(|h| h.look().suspended.is_some());
+            if suspended
+                && !knew
+                && let Err(e) = self.outbox.wake_cases(name, Timestamp::now()).await
+            {
+                warn!(channel = %name, "The fallbacks of {name} start later: {e}");
+            }
         }
     }
 
@@ -305,7 +372,10 @@ impl Dispatcher {
         shutdown: CancellationToken,
     ) {
         while !shutdown.is_cancelled() {
-            let retention = settings.borrow().retention;
+            let current = Arc::clone(&settings.borrow());
+            // A case that was being decided during a reload may have gone to a channel that is no more.
+            self.fail_orphans(&current).await;
+            let retention = current.retention;
             if let Err(e) = self.outbox.sweep(Timestamp::now(), retention).await {
                 warn!("Codes past use can't be wiped yet: {e}");
             }

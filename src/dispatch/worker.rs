@@ -1,6 +1,8 @@
 //! One channel's worker: leases what is due, sends it, settles it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,8 +23,8 @@ use crate::channel::OnUncertain;
 use crate::channel::SendError;
 use crate::channel::Transcript;
 use crate::dispatch::Settings;
-use crate::dispatch::health::Change;
 use crate::dispatch::health::Health;
+use crate::dispatch::health::News;
 use crate::dispatch::jitter;
 use crate::message::Notification;
 use crate::message::Recipient;
@@ -130,13 +132,17 @@ impl Worker {
 
     async fn attempt(self: Arc<Self>, lease: Lease) {
         let channel = &self.channel;
+        let lost = AtomicBool::new(false);
         let settlement = match self.render(&lease) {
             _ if Timestamp::now() >= lease.expires_at => Settlement::Expired {
                 reason: "the code's life ended".to_owned(),
             },
             Ok((note, recipient)) => {
-                let sent = self.send(&lease, &note, recipient).await;
-                self.judge(&lease, recipient, sent).await
+                let sent = self.send(&lease, &note, recipient, &lost).await;
+                if lost.load(Relaxed) {
+                    return info!(delivery.id = %lease.id, "{} was ended or taken over before it was sent", lease.id);
+                }
+                self.judge(&lease, recipient, sent)
             }
             Err(reason) => Settlement::Failed { reason },
         };
@@ -147,7 +153,9 @@ impl Worker {
             Settlement::Expired { .. } => "expired",
         };
         self.metrics.delivery(&channel.name, outcome);
+        // What the next hop said comes first: until it is written down, the message would go out again.
         self.settle(&lease, settlement).await;
+        self.tell_news().await;
     }
 
     fn render<'l>(
@@ -196,6 +204,7 @@ impl Worker {
         lease: &Lease,
         note: &Notification,
         to: Option<&Recipient>,
+        lost: &AtomicBool,
     ) -> Result<String, SendError> {
         let code = match &lease.work {
             Work::Activation { activation, .. } => activation.code.as_ref().map(|c| c.secret()),
@@ -208,6 +217,7 @@ impl Worker {
         let commit = BeginSend {
             outbox: &self.outbox,
             lease,
+            lost,
         };
         let transcript = Transcript::off();
         let attempt = Attempt {
@@ -225,7 +235,7 @@ impl Worker {
     }
 
     /// What a try's end means for the delivery and for the channel.
-    async fn judge(
+    fn judge(
         &self,
         lease: &Lease,
         to: Option<&Recipient>,
@@ -238,16 +248,7 @@ impl Worker {
         };
         match sent {
             Ok(receipt) => {
-                if self.health.succeeded(now) == Change::Resumed {
-                    self.metrics.suspended(name, false);
-                    info!(channel = %name, "Channel {name} works again");
-                    self.tell(
-                        "resumed",
-                        &format!("Channel {name} works again"),
-                        "it took a message",
-                    )
-                    .await;
-                }
+                self.health.succeeded(now);
                 self.metrics.channel_success(name, now, lease.received_at);
                 let person =
                     to.map_or_else(String::new, |r| format!(" to {}", mask_address(&r.email)));
@@ -261,11 +262,17 @@ impl Worker {
                 retry(reason, after)
             }
             Err(SendError::Away { reason, after }) => {
-                // The channel waits no longer than the shortest wait a delivery could have.
-                self.health
-                    .away(backoff::due(now, 1, jitter(), after, lease.expires_at));
                 self.failed(lease, "the channel is away", &reason);
-                retry(reason, after)
+                let settlement = retry(reason, after);
+                if let Settlement::Retry { due_at, .. } = &settlement {
+                    // No longer than the shortest wait a delivery could have.
+                    let shortest = backoff::due(now, 1, jitter(), after, lease.expires_at);
+                    self.health.away(shortest.min(*due_at));
+                }
+                settlement
+            }
+            Err(SendError::Permanent { reason }) if now >= lease.expires_at => {
+                Settlement::Expired { reason }
             }
             Err(SendError::Permanent { reason }) => {
                 self.health.answered();
@@ -273,20 +280,13 @@ impl Worker {
                 Settlement::Failed { reason }
             }
             Err(SendError::Broken { reason }) => {
-                if self.health.suspend(&reason, now) == Change::Suspended {
-                    self.metrics.suspended(name, true);
-                    error!(channel = %name, "Channel {name} is suspended until an operator acts: {reason}");
-                    self.tell(
-                        "suspended",
-                        &format!("Channel {name} is suspended until an operator acts"),
-                        &reason,
-                    )
-                    .await;
-                    if let Err(e) = self.outbox.wake_cases(name, now).await {
-                        warn!(channel = %name, "The fallbacks of {name} start later: {e}");
-                    }
+                self.failed(lease, "an operator must act", &reason);
+                self.health.suspend(&reason, now);
+                // The channel waits, not the delivery: it is due soon should a reload mend the channel.
+                Settlement::Retry {
+                    due_at: backoff::due(now, 1, jitter(), None, lease.expires_at),
+                    reason,
                 }
-                retry(reason, Some(super::health::PROBE_EVERY))
             }
             Err(SendError::Unknown { reason }) => {
                 self.failed(lease, "outcome unknown", &reason);
@@ -304,25 +304,53 @@ impl Worker {
         warn!(delivery.id = %lease.id, channel = %self.channel.name, attempt = lease.attempt, "Not accepted ({class}): {}: {reason}", lease.id);
     }
 
+    /// Tells of a suspension or its end, once each.
+    async fn tell_news(&self) {
+        let Some(news) = self.health.take_news() else {
+            return;
+        };
+        let name = &self.channel.name;
+        let told = match &news {
+            News::Suspended(reason) => {
+                self.metrics.suspended(name, true);
+                error!(channel = %name, "Channel {name} is suspended until an operator acts: {reason}");
+                let text = format!("Channel {name} is suspended until an operator acts");
+                let told = self.tell("suspended", text, reason).await;
+                // Fallbacks start now.
+                let woken = self.outbox.wake_cases(name, Timestamp::now()).await;
+                told.and(woken)
+            }
+            News::Resumed => {
+                self.metrics.suspended(name, false);
+                let text = format!("Channel {name} works again");
+                info!(channel = %name, "{text}");
+                self.tell("resumed", text, "it took a message").await
+            }
+        };
+        if let Err(e) = told {
+            self.health.untold(&news);
+            warn!(channel = %name, "Nobody could be told yet how {name} fares: {e}");
+        }
+    }
+
     /// Tells those who hear of this channel's routes.
-    async fn tell(&self, reason: &str, text: &str, detail: &str) {
+    async fn tell(&self, reason: &str, text: String, detail: &str) -> Result<(), OutboxError> {
         let name = &self.channel.name;
         let told = self.settings.routes.escalate_for(name);
-        let escalations = told
+        let escalations: Vec<_> = told
             .into_iter()
             .filter(|c| c != name)
             .map(|channel| Escalate {
                 channel,
                 reason: format!("{reason}:{name}"),
-                text: text.to_owned(),
+                text: text.clone(),
                 subject: detail.to_owned(),
             })
-            .collect::<Vec<_>>();
-        if !escalations.is_empty()
-            && let Err(e) = self.outbox.escalate(escalations, Timestamp::now()).await
-        {
-            warn!(channel = %name, "Nobody could be told that {text}: {e}");
+            .collect();
+        if escalations.is_empty() {
+            return Ok(());
         }
+        self.outbox.escalate(escalations, Timestamp::now()).await
     }
 
     /// Writes the end of a try down. Until that is done the message would go out again, so it is tried as long as the lease lasts.
@@ -355,6 +383,8 @@ impl Worker {
 struct BeginSend<'a> {
     outbox: &'a Arc<dyn Outbox>,
     lease: &'a Lease,
+    /// Somebody else has it now, or it was ended: nothing was sent, and there is nothing to judge.
+    lost: &'a AtomicBool,
 }
 
 #[async_trait]
@@ -370,9 +400,12 @@ impl Commit for BeginSend<'_> {
         self.outbox
             .begin_send(self.lease, until)
             .await
-            .map_err(|e| SendError::Transient {
-                reason: e.to_string(),
-                after: None,
+            .map_err(|e| {
+                self.lost.store(e == OutboxError::LostLease, Relaxed);
+                SendError::Transient {
+                    reason: e.to_string(),
+                    after: None,
+                }
             })
     }
 }

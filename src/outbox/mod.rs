@@ -44,8 +44,14 @@ pub trait Outbox: Send + Sync {
         lease: Duration,
     ) -> Result<Leased<Case>, OutboxError>;
 
-    /// Carries out what was decided about a case, all of it or nothing, and ends its lease.
-    async fn advance(&self, case: &Case, step: Step, now: Timestamp) -> Result<(), OutboxError>;
+    /// Carries out what was decided about a case, all of it or nothing, and ends its lease. The state it is in now: not
+    /// the one of the step if [`Step::limit`] holds it.
+    async fn advance(
+        &self,
+        case: &Case,
+        step: Step,
+        now: Timestamp,
+    ) -> Result<CaseState, OutboxError>;
 
     /// Leases up to `max` deliveries of one channel that are due.
     async fn lease_deliveries(
@@ -114,7 +120,7 @@ pub enum Stored {
     New {
         /// Its id, as [`Row::id`] has it.
         id: String,
-        /// How many pending activations it replaced.
+        /// How many pending activations it replaced, without those whose end was counted before.
         superseded: usize,
         /// A newer code for the same person was already there, so this one will not go out.
         late: bool,
@@ -404,8 +410,10 @@ pub enum Command {
 pub struct Commanded {
     /// The state now.
     pub state: State,
-    /// The channel whose wait should be lifted for one try.
-    pub channel: Option<String>,
+    /// The channels whose wait should be lifted for one try.
+    pub channels: Vec<String>,
+    /// The activation as a whole ended by it, and that was not counted before.
+    pub ended: bool,
 }
 
 /// Which rows to list.

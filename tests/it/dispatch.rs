@@ -100,6 +100,9 @@ async fn the_same_event_by_two_ways_goes_out_once_and_a_resend_again() {
         (relay.metric("ftm_relay_activations_total", &[("outcome", "duplicate")]) == 2.0)
             .then_some(())
     });
+    until("the first to be sent", || {
+        (relay.states() == ["accepted"]).then_some(())
+    });
     relay.send_udp(&event.later(30).line());
     until("the resend", || (codes(&sink).len() == 2).then_some(()));
     let ids: Vec<_> = sink
@@ -311,18 +314,16 @@ async fn escalations_of_one_reason_are_gathered() {
         (relay.metric("ftm_relay_activations_total", &[("outcome", "no_code")]) == 20.0)
             .then_some(())
     });
-    until("the rest to be gathered", || {
-        let waiting = relay
-            .queue()
-            .into_iter()
+    until("everything to be told or gathered", || {
+        let queue = relay.queue();
+        let messages: Vec<_> = queue
+            .iter()
             .filter(|r| r["stage"] == "escalation")
-            .count();
-        let open = relay
-            .queue()
-            .into_iter()
-            .filter(|r| r["state"] == "received")
-            .count();
-        (waiting == 2 && open == 0).then_some(())
+            .map(|r| r["state"].as_str().unwrap())
+            .collect();
+        // All in one, if they were decided about before the first was sent.
+        let sent = matches!(messages[..], ["accepted"] | ["pending", "accepted"]);
+        (sent && !queue.iter().any(|r| r["state"] == "received")).then_some(())
     });
     assert_eq!(desk.requests().len(), 1, "one message in five minutes");
 }
@@ -338,15 +339,29 @@ async fn a_flood_for_one_person_is_held() {
         relay.send_udp(&Event::code(n, "alice").later(i64::from(n)).line());
         until("it to be looked at", || {
             let rows = relay.queue();
-            let open = rows.iter().any(|r| {
-                r["state"] == "received" || r["state"] == "pending" || r["state"] == "sending"
-            });
-            (rows.iter().filter(|r| r["stage"] != "escalation").count() == n as usize + 1 && !open)
-                .then_some(())
+            let mut codes = rows.iter().filter(|r| r["stage"] != "escalation");
+            let settled = |r: &Value| {
+                ["accepted", "needs-attention", "superseded"].contains(&r["state"].as_str().unwrap())
+            };
+            (codes.clone().count() == n as usize + 1 && codes.all(settled)).then_some(())
         });
     }
     assert_eq!(codes(&to).len(), 3);
-    assert_eq!(reasons(&desk), ["held"]);
+    until("it to be told", || {
+        (reasons(&desk) == ["held"]).then_some(())
+    });
+    let held = &[("outcome", "held")];
+    until("it to be counted", || {
+        (relay.metric("ftm_relay_activations_ended_total", held) == 3.0).then_some(())
+    });
+    assert_eq!(
+        relay.metric(
+            "ftm_relay_activations_ended_total",
+            &[("outcome", "superseded")]
+        ),
+        0.0,
+        "each ends once, though a newer one replaces a held one"
+    );
     let held = relay
         .queue()
         .into_iter()
@@ -439,4 +454,96 @@ async fn a_removed_channel_fails_what_waited_for_it_and_the_new_route_takes_over
     until("the code by the new channel", || {
         (codes(&new) == [code(1)]).then_some(())
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_channel_that_a_reload_mends_is_tried_at_once_and_that_is_told() {
+    let (refusing, taking) = (hook(&always(401)).await, hook(&always(204)).await);
+    let desk = hook(&always(204)).await;
+    let config = |to: &HttpSink| {
+        let channels = channel("first", to) + &channel("desk", &desk);
+        format!("{BASE}{channels}[[route]]\nto = [\"first\"]\nescalate = [\"desk\"]\n")
+    };
+    let relay = Relay::start(&config(&refusing));
+    relay.send_udp(&Event::code(1, "alice").line());
+    until("the suspension to be told", || {
+        (reasons(&desk) == ["suspended:first"]).then_some(())
+    });
+    relay.send_udp(&Event::code(2, "bob").line());
+    until("the next one to wait", || {
+        relay
+            .queue()
+            .iter()
+            .any(|r| r["user"] == "bob" && r["state"] == "pending")
+            .then_some(())
+    });
+    relay.configure(&config(&taking));
+    relay.signal(rustix::process::Signal::HUP);
+    until("the one that waits to go out", || {
+        codes(&taking).contains(&code(2)).then_some(())
+    });
+    until("the resumption to be told", || {
+        (reasons(&desk) == ["suspended:first", "resumed:first"]).then_some(())
+    });
+    assert_eq!(
+        relay.metric("ftm_relay_channel_suspended", &[("channel", "first")]),
+        0.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_goes_before_what_else_waits_for_a_suspended_channel() {
+    let status = always(401);
+    let to = hook(&status).await;
+    let relay = Relay::start(&format!(
+        "{BASE}{}[[route]]\nto = [\"first\"]\n",
+        channel("first", &to)
+    ));
+    let suspended = &[("channel", "first")];
+    relay.send_udp(&Event::code(0, "user0").line());
+    until("the suspension", || {
+        (relay.metric("ftm_relay_channel_suspended", suspended) == 1.0).then_some(())
+    });
+    for n in 1..4 {
+        relay.send_udp(&Event::code(n, &format!("user{n}")).line());
+    }
+    let id = until("the others to wait", || {
+        let waiting = relay.queue();
+        let pending = waiting.iter().filter(|r| r["state"] == "pending").count();
+        let last = waiting.iter().find(|r| r["user"] == "user3")?;
+        (pending == 4).then(|| last["id"].as_str().unwrap().to_owned())
+    });
+    assert!(relay.cli(&["queue", "retry", &id]).status.success());
+    until("one more try", || {
+        (to.requests().len() == 2).then_some(())
+    });
+    assert_eq!(codes(&to)[1], code(3), "the one that was asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_one_of_two_ways_is_no_end_but_cancelling_both_is_one() {
+    let sink = hook(&always(503)).await;
+    let channels = channel("first", &sink) + &channel("second", &sink);
+    let relay = Relay::start(&format!(
+        "{BASE}{channels}[[route]]\nto = [\"first\", \"second\"]\n"
+    ));
+    relay.send_udp(&Event::code(1, "alice").line());
+    until("both to wait", || {
+        let queue = relay.queue();
+        (queue.len() == 2 && queue.iter().all(|r| r["attempts"] == 1 && r["state"] == "pending"))
+            .then_some(())
+    });
+    let cancelled = &[("outcome", "cancelled")];
+    for (row, ends) in relay.queue().iter().zip([0.0, 1.0]) {
+        assert!(
+            relay
+                .cli(&["queue", "cancel", row["id"].as_str().unwrap()])
+                .status
+                .success()
+        );
+        assert_eq!(
+            relay.metric("ftm_relay_activations_ended_total", cancelled),
+            ends
+        );
+    }
 }

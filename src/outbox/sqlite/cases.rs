@@ -244,20 +244,20 @@ fn newer_exists(tx: &Tx<'_>, a: &Activation) -> Result<bool, OutboxError> {
 
 /// The code with the latest event time replaces every older one that is still open, a resend of the same code included.
 fn supersede_older(tx: &Tx<'_>, a: &Activation, by: i64) -> Result<usize, OutboxError> {
-    let older: Vec<(i64, bool)> = tx
+    let older: Vec<(i64, bool, bool)> = tx
         .prepare_cached(
-            "SELECT id, reached FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
+            "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
                  AND event_time < ? AND stage = 'code-sent' AND code_mac <> x''
                  AND state IN ('received', 'routed', 'needs-attention')",
         )?
         .query_map(
             params![a.device.id, a.device.vdom, a.person, micros(a.event_time)],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )?
         .collect::<Result<_, _>>()?;
     let reason = format!("the newer {} takes its place", Id::Activation(by));
     let mut superseded = 0;
-    for (id, reached) in older {
+    for (id, reached, counted) in older {
         let ended = end_deliveries(tx, id, State::Superseded, &reason, a.received_at)?;
         let accepted: bool = tx
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM delivery WHERE activation = ? AND state = 'accepted')")?
@@ -270,7 +270,7 @@ fn supersede_older(tx: &Tx<'_>, a: &Activation, by: i64) -> Result<usize, Outbox
             let said = format!("superseded: {reason}");
             note(tx, Some(id), None, a.received_at, None, &said)?;
         }
-        superseded += usize::from(!arrived);
+        superseded += usize::from(!arrived && !counted);
     }
     Ok(superseded)
 }
@@ -319,8 +319,18 @@ pub(super) fn lease(
     ids.sort_unstable();
     let mut items = Vec::with_capacity(ids.len());
     for id in ids {
-        if let Some(case) = load(tx, seal, id, now)? {
-            items.push(case);
+        match load(tx, seal, id, now) {
+            Ok(Some(case)) => items.push(case),
+            Ok(None) => {}
+            // One row that makes no sense must not keep the others from going out.
+            Err(OutboxError::Damaged(why)) => {
+                let name = Id::Activation(id).to_string();
+                error!(activation.id = %name, "The row of {name} is damaged: {why}");
+                let why = format!("its row is damaged: {why}");
+                close(tx, id, Some(CaseState::NeedsAttention), &why)?;
+                note(tx, Some(id), None, now, None, &why)?;
+            }
+            Err(e) => return Err(e),
         }
     }
     let next: Option<i64> = tx
@@ -434,7 +444,7 @@ pub(super) fn advance(
     fence: i64,
     step: Step,
     now: Timestamp,
-) -> Result<(), OutboxError> {
+) -> Result<CaseState, OutboxError> {
     let before = held(tx, id, fence)?;
     let step = within_limit(tx, id, &before, step, now)?;
     let recipient = step.recipient.clone().or(before.recipient);
@@ -525,7 +535,7 @@ pub(super) fn advance(
     if step.wipe {
         wipe(tx, id)?;
     }
-    Ok(())
+    Ok(state)
 }
 
 /// The step itself, or what takes its place when the person has had too many.
@@ -548,8 +558,8 @@ fn within_limit(
     if others < i64::from(limit.count) {
         return Ok(step);
     }
-    let told = "held".to_owned();
-    let already = before.told.contains(&told);
+    let told = ["held", "ended:held"].map(str::to_owned).to_vec();
+    let already = before.told.iter().any(|t| t == "held");
     Ok(Step {
         state: Some(CaseState::NeedsAttention),
         reason: Some(format!(
@@ -562,7 +572,7 @@ fn within_limit(
         } else {
             limit.held.clone()
         },
-        told: vec![told],
+        told,
         due_at: step.due_at,
         ..Step::default()
     })

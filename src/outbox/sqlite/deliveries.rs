@@ -229,15 +229,20 @@ pub(super) fn lease(
     for id in ids {
         tx.prepare_cached("UPDATE delivery SET state = 'leased', fence = fence + 1, attempt = attempt + 1, due_at = ? WHERE id = ?")?
             .execute(params![later(now, lease), id])?;
-        match load(tx, seal, id)? {
+        // One row that makes no sense must not keep the others from going out.
+        let loaded = match load(tx, seal, id) {
+            Err(OutboxError::Damaged(why)) => Err(format!("its row is damaged: {why}")),
+            Err(e) => return Err(e),
+            Ok(opened) => opened.map_err(|why| format!("its sealed code can't be opened: {why}")),
+        };
+        match loaded {
             Ok(lease) => items.push(lease),
             Err(why) => {
                 let name = Id::Delivery(id).to_string();
-                error!(delivery.id = %name, channel, "The sealed code of {name} can't be opened: {why}");
+                error!(delivery.id = %name, channel, "{name} can't be sent: {why}");
                 let row = tx
                     .prepare_cached(&format!("SELECT {OPEN} FROM delivery WHERE id = ?"))?
                     .query_row([id], open)?;
-                let why = format!("its sealed code can't be opened: {why}");
                 rest(tx, &row, "needs-attention", Some(&why), now)?;
             }
         }

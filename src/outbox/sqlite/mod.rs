@@ -28,6 +28,7 @@ use tracing::warn;
 
 use crate::activation::Activation;
 use crate::outbox::Case;
+use crate::outbox::CaseState;
 use crate::outbox::Command;
 use crate::outbox::Commanded;
 use crate::outbox::Depth;
@@ -264,7 +265,12 @@ impl Outbox for Sqlite {
             .await
     }
 
-    async fn advance(&self, case: &Case, step: Step, now: Timestamp) -> Result<(), OutboxError> {
+    async fn advance(
+        &self,
+        case: &Case,
+        step: Step,
+        now: Timestamp,
+    ) -> Result<CaseState, OutboxError> {
         let (seal, id, fence) = (self.seal()?, activation_number(&case.id)?, case.fence);
         self.write(move |tx| cases::advance(tx, &seal, id, fence, step, now))
             .await

@@ -323,8 +323,13 @@ fn retry_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Commande
     }
     // What is leased or being sent is being tried right now.
     if matches!(found.state.as_str(), "pending" | "needs-attention") {
-        tx.prepare_cached("UPDATE delivery SET state = 'pending', due_at = ? WHERE id = ?")?
-            .execute(params![micros(now), found.id])?;
+        // Before all others of its channel: the one try that a wait is lifted for is this one's.
+        tx.prepare_cached(
+            "UPDATE delivery SET state = 'pending', due_at = min(?1, coalesce(
+                 (SELECT min(due_at) - 1 FROM delivery WHERE channel = ?2 AND due_at IS NOT NULL AND id <> ?3), ?1))
+             WHERE id = ?3",
+        )?
+        .execute(params![micros(now), found.channel, found.id])?;
         tx.wake_deliveries();
         note(
             tx,
@@ -344,17 +349,21 @@ fn retry_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Commande
         } else {
             state
         },
-        channel: Some(found.channel.clone()),
+        channels: vec![found.channel.clone()],
+        ended: false,
     })
 }
 
 /// `retry` of an activation that is on its way: everything of it that is open.
 fn retry_all(tx: &Tx<'_>, activation: i64, now: Timestamp) -> Result<Commanded, OutboxError> {
-    let mut done = None;
+    let mut done: Option<Commanded> = None;
     for found in Found::of(tx, activation)? {
         if found.is_open()? {
             let one = retry_delivery(tx, &found, now)?;
-            done.get_or_insert(one);
+            match &mut done {
+                Some(done) => done.channels.extend(one.channels),
+                None => done = Some(one),
+            }
         }
     }
     done.ok_or_else(|| {
@@ -371,6 +380,7 @@ fn retry_case(
     state: CaseState,
     now: Timestamp,
 ) -> Result<Commanded, OutboxError> {
+    let mut channels = Vec::new();
     if state == CaseState::NeedsAttention {
         tx.prepare_cached(
             "UPDATE activation SET state = 'received', released = 1, attempt = 0, reason = NULL WHERE id = ?",
@@ -378,7 +388,7 @@ fn retry_case(
         .execute([activation])?;
         for found in Found::of(tx, activation)? {
             if found.is_open()? {
-                retry_delivery(tx, &found, now)?;
+                channels.extend(retry_delivery(tx, &found, now)?.channels);
             }
         }
     }
@@ -393,16 +403,18 @@ fn retry_case(
     wake(tx, activation, now)?;
     Ok(Commanded {
         state: State::Received,
-        channel: None,
+        channels,
+        ended: false,
     })
 }
 
 const BY_OPERATOR: &str = "by an operator";
 
 fn cancel_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Commanded, OutboxError> {
-    let done = |state| Commanded {
+    let done = |state, ended| Commanded {
         state,
-        channel: None,
+        channels: Vec::new(),
+        ended,
     };
     if !found.is_open()? {
         return Err(refused(
@@ -424,7 +436,7 @@ fn cancel_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Command
             Some(&found.channel),
             said,
         )?;
-        return Ok(done(State::Sending));
+        return Ok(done(State::Sending, false));
     }
     tx.prepare_cached("UPDATE delivery SET state = 'cancelled', due_at = NULL, fence = fence + 1, last_error = ? WHERE id = ?")?
         .execute(params![BY_OPERATOR, found.id])?;
@@ -437,7 +449,7 @@ fn cancel_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Command
         "cancelled by an operator",
     )?;
     let Some(activation) = found.activation else {
-        return Ok(done(State::Cancelled));
+        return Ok(done(State::Cancelled, false));
     };
     // A case that somebody has yet to decide about is not over.
     let mut open: bool = tx
@@ -450,6 +462,7 @@ fn cancel_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Command
         open |= other.is_open()?;
         accepted |= other.state == "accepted";
     }
+    let counted = was_counted(tx, activation)?;
     if open {
         wake(tx, activation, now)?;
     } else {
@@ -462,7 +475,17 @@ fn cancel_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Command
         )?;
         wipe(tx, activation)?;
     }
-    Ok(done(State::Cancelled))
+    Ok(done(
+        State::Cancelled,
+        !open && !accepted && !counted,
+    ))
+}
+
+/// How it ended was counted before (`activations_ended_total`).
+fn was_counted(tx: &Tx<'_>, activation: i64) -> Result<bool, OutboxError> {
+    Ok(tx
+        .prepare_cached("SELECT instr(told, '\"ended:') > 0 FROM activation WHERE id = ?")?
+        .query_row([activation], |row| row.get(0))?)
 }
 
 fn cancel_case(tx: &Tx<'_>, activation: i64, now: Timestamp) -> Result<Commanded, OutboxError> {
@@ -480,6 +503,7 @@ fn cancel_case(tx: &Tx<'_>, activation: i64, now: Timestamp) -> Result<Commanded
         )));
     }
     let keeps = accepted && state == "routed";
+    let counted = was_counted(tx, activation)?;
     close(
         tx,
         activation,
@@ -497,6 +521,7 @@ fn cancel_case(tx: &Tx<'_>, activation: i64, now: Timestamp) -> Result<Commanded
     )?;
     Ok(Commanded {
         state: State::Cancelled,
-        channel: None,
+        channels: Vec::new(),
+        ended: !keeps && !counted,
     })
 }
