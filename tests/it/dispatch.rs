@@ -341,7 +341,8 @@ async fn a_flood_for_one_person_is_held() {
             let rows = relay.queue();
             let mut codes = rows.iter().filter(|r| r["stage"] != "escalation");
             let settled = |r: &Value| {
-                ["accepted", "needs-attention", "superseded"].contains(&r["state"].as_str().unwrap())
+                ["accepted", "needs-attention", "superseded"]
+                    .contains(&r["state"].as_str().unwrap())
             };
             (codes.clone().count() == n as usize + 1 && codes.all(settled)).then_some(())
         });
@@ -514,9 +515,7 @@ async fn a_retry_goes_before_what_else_waits_for_a_suspended_channel() {
         (pending == 4).then(|| last["id"].as_str().unwrap().to_owned())
     });
     assert!(relay.cli(&["queue", "retry", &id]).status.success());
-    until("one more try", || {
-        (to.requests().len() == 2).then_some(())
-    });
+    until("one more try", || (to.requests().len() == 2).then_some(()));
     assert_eq!(codes(&to)[1], code(3), "the one that was asked for");
 }
 
@@ -530,8 +529,11 @@ async fn cancelling_one_of_two_ways_is_no_end_but_cancelling_both_is_one() {
     relay.send_udp(&Event::code(1, "alice").line());
     until("both to wait", || {
         let queue = relay.queue();
-        (queue.len() == 2 && queue.iter().all(|r| r["attempts"] == 1 && r["state"] == "pending"))
-            .then_some(())
+        (queue.len() == 2
+            && queue
+                .iter()
+                .all(|r| r["attempts"] == 1 && r["state"] == "pending"))
+        .then_some(())
     });
     let cancelled = &[("outcome", "cancelled")];
     for (row, ends) in relay.queue().iter().zip([0.0, 1.0]) {
