@@ -475,10 +475,7 @@ fn cancel_delivery(tx: &Tx<'_>, found: &Found, now: Timestamp) -> Result<Command
         )?;
         wipe(tx, activation)?;
     }
-    Ok(done(
-        State::Cancelled,
-        !open && !accepted && !counted,
-    ))
+    Ok(done(State::Cancelled, !open && !accepted && !counted))
 }
 
 /// How it ended was counted before (`activations_ended_total`).
