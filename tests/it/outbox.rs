@@ -44,6 +44,8 @@ use jiff::SignedDuration;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
+use crate::support::until;
+
 const LEASE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 const VALIDITY: Duration = Duration::from_secs(72 * 3600);
@@ -1028,7 +1030,7 @@ async fn too_many_for_one_person_are_held_until_an_operator_releases_them(home: 
     let commanded = outbox.command(&ids[2], Command::Retry, at).await.unwrap();
     assert_eq!(commanded.state, State::Received);
     let released = case(&*outbox, &ids[2], at).await;
-    assert!(released.released && released.told == ["held"]);
+    assert!(released.released && released.told == ["held", "ended:held"]);
     outbox.advance(&released, step("u3"), at).await.unwrap();
     assert_eq!(lease(&*outbox, "mail", at).await.attempt, 1);
 
@@ -1131,8 +1133,8 @@ async fn a_retry_makes_due_what_is_not_final(home: &dyn Home) {
 
     let done = retry(&first.id, at).await.unwrap();
     assert_eq!(
-        (done.state, done.channel.as_deref()),
-        (State::Pending, Some("mail"))
+        (done.state, done.channels),
+        (State::Pending, vec!["mail".to_owned()])
     );
     let second = lease(&*outbox, "mail", at).await;
     outbox
@@ -1192,10 +1194,7 @@ async fn a_retry_makes_due_what_is_not_final(home: &dyn Home) {
         .settle(&told, later(after(at, 900)), at)
         .await
         .unwrap();
-    assert_eq!(
-        retry(&told.id, at).await.unwrap().channel.as_deref(),
-        Some("desk")
-    );
+    assert_eq!(retry(&told.id, at).await.unwrap().channels, ["desk"]);
     assert_eq!(lease(&*outbox, "desk", at).await.attempt, 2);
 }
 
@@ -2050,6 +2049,39 @@ async fn damage_that_appears_while_it_runs_is_said_and_found_at_the_next_start()
     ));
     drop(outbox);
     assert!(home.try_open().unwrap().quarantined.is_some());
+}
+
+#[tokio::test]
+async fn a_row_that_makes_no_sense_needs_attention_and_keeps_nobody_else_waiting() {
+    let (home, at) = (StateDir::new(), now());
+    let outbox = home.open();
+    let told = put(&*outbox, event("alice", CODE_A, at)).await;
+    let sound = put(&*outbox, event("bob", CODE_B, at)).await;
+    let spoil = |sql: &str| {
+        let db = rusqlite::Connection::open(home.file("outbox.db")).unwrap();
+        assert_eq!(db.execute(sql, []).unwrap(), 1);
+    };
+    spoil("UPDATE activation SET told = 'x' WHERE user = 'alice'");
+    let cases = outbox.lease_cases(9, at, LEASE).await.unwrap().items;
+    assert_eq!(cases.len(), 1);
+    assert_eq!(cases[0].id, sound);
+    assert_eq!(
+        outbox.show(&told).await.unwrap().row.state,
+        State::NeedsAttention
+    );
+
+    outbox
+        .advance(&cases[0], route("bob", vec![by("mail")]), at)
+        .await
+        .unwrap();
+    routed(&*outbox, event("carol", CODE_A, at), vec![by("mail")]).await;
+    spoil("UPDATE activation SET recipient = 'x' WHERE user = 'bob'");
+    let leased = outbox.lease_deliveries("mail", 9, at, LEASE).await.unwrap();
+    assert_eq!(leased.items.len(), 1);
+    let Work::Activation { activation, .. } = &leased.items[0].work else {
+        panic!("it is an activation")
+    };
+    assert_eq!(activation.user, "carol");
 }
 
 #[tokio::test]
