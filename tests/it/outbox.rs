@@ -44,8 +44,6 @@ use jiff::SignedDuration;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-use crate::support::until;
-
 const LEASE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 const VALIDITY: Duration = Duration::from_secs(72 * 3600);
