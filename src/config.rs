@@ -145,9 +145,10 @@ pub fn state_dir(path: &Path) -> Result<PathBuf, String> {
 fn state_dir_of(named: Option<PathBuf>, dir: &Path) -> PathBuf {
     match named {
         Some(path) => dir.join(path),
-        None => {
-            std::env::var_os("STATE_DIRECTORY").map_or_else(|| dir.join("state"), PathBuf::from)
-        }
+        // Of several that systemd made, the first.
+        None => std::env::var_os("STATE_DIRECTORY")
+            .and_then(|all| std::env::split_paths(&all).next())
+            .unwrap_or_else(|| dir.join("state")),
     }
 }
 
