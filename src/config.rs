@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fmt;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
@@ -133,7 +135,7 @@ pub enum Use {
 
 /// Where the outbox is, whatever else is wrong with the file.
 pub fn state_dir(path: &Path) -> Result<PathBuf, String> {
-    let text = read(path)?;
+    let text = read(path).map_err(|(why, _)| why)?;
     let (root, _) = DeTable::parse_recoverable(&text);
     let named = root
         .get_ref()
@@ -146,9 +148,10 @@ pub fn state_dir(path: &Path) -> Result<PathBuf, String> {
 fn state_dir_of(named: Option<PathBuf>, dir: &Path) -> PathBuf {
     match named {
         Some(path) => dir.join(path),
-        None => {
-            std::env::var_os("STATE_DIRECTORY").map_or_else(|| dir.join("state"), PathBuf::from)
-        }
+        // Of several that systemd made, the first.
+        None => std::env::var_os("STATE_DIRECTORY")
+            .and_then(|all| std::env::split_paths(&all).next())
+            .unwrap_or_else(|| dir.join("state")),
     }
 }
 
@@ -169,9 +172,10 @@ pub fn load(path: &Path, purpose: Use) -> Loaded {
     }
     let text = match read(path) {
         Ok(text) => text,
-        Err(why) => {
-            check.problem(None, why);
-            String::new()
+        Err((why, readable)) => {
+            let end = readable.len();
+            check.problem((end > 0).then_some(end..end), why);
+            readable
         }
     };
     let file = if check.has_problems() {
@@ -192,14 +196,25 @@ pub fn load(path: &Path, purpose: Use) -> Loaded {
     Loaded { config, report }
 }
 
-fn read(path: &Path) -> Result<String, String> {
-    let size = std::fs::metadata(path)
-        .map_err(|e| format!("can't be read: {e}"))?
-        .len();
-    if size > MAX_FILE_BYTES {
-        return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
+/// The text of the file; otherwise why not, and what could be read of it.
+fn read(path: &Path) -> Result<String, (String, String)> {
+    let unreadable = |e: std::io::Error| (format!("can't be read: {e}"), String::new());
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let why = format!("is larger than {} MiB", MAX_FILE_BYTES >> 20);
+        return Err((why, String::new()));
     }
-    std::fs::read_to_string(path).map_err(|e| format!("can't be read: {e}"))
+    String::from_utf8(bytes).map_err(|e| {
+        let (end, mut bytes) = (e.utf8_error().valid_up_to(), e.into_bytes());
+        bytes.truncate(end);
+        (
+            "this is not UTF-8; save the file in that encoding".to_owned(),
+            String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    })
 }
 
 fn place(path: &Path, text: &str, finding: Finding) -> Placed {
@@ -246,6 +261,8 @@ struct File {
     rule: Vec<Spanned<rules::Config>>,
     outbox: outbox::Config,
     templates: template::Config,
+    /// These stand in the file, even if they couldn't be read.
+    written: Vec<&'static str>,
 }
 
 const SECTIONS: &[&str] = &[
@@ -294,6 +311,11 @@ impl File {
             rule: Vec::new(),
             outbox: outbox::Config::default(),
             templates: template::Config::default(),
+            written: SECTIONS
+                .iter()
+                .copied()
+                .filter(|name| root.contains_key(*name))
+                .collect(),
         };
         let mut reader = Reader { check };
         let mut take = |name: &str| root.remove(name);
@@ -303,11 +325,11 @@ impl File {
         if let Some(value) = take("validity") {
             file.validity = reader.read(value).unwrap_or(DEFAULT_VALIDITY);
         }
-        file.http = take("http").and_then(|v| reader.read(v));
+        file.http = take("http").and_then(|v| reader.section(v, "http"));
         file.listen = reader.list(take("listen"), "listen", Reader::listen);
-        file.recipients = take("recipients").and_then(|v| reader.read(v));
+        file.recipients = take("recipients").and_then(|v| reader.section(v, "recipients"));
         file.limits = take("limits")
-            .and_then(|v| reader.read(v))
+            .and_then(|v| reader.section(v, "limits"))
             .unwrap_or_default();
         file.directory = reader.list(take("directory"), "directory", Reader::directory);
         file.device = reader.list(take("device"), "device", Reader::read);
@@ -317,10 +339,10 @@ impl File {
         file.route = reader.list(take("route"), "route", Reader::read);
         file.rule = reader.list(take("rule"), "rule", Reader::read);
         file.outbox = take("outbox")
-            .and_then(|v| reader.read(v))
+            .and_then(|v| reader.section(v, "outbox"))
             .unwrap_or_default();
         file.templates = take("templates")
-            .and_then(|v| reader.read(v))
+            .and_then(|v| reader.section(v, "templates"))
             .unwrap_or_default();
         Some(file)
     }
@@ -343,25 +365,67 @@ struct Reader<'c> {
 impl Reader<'_> {
     /// Reads one value, and says *every* problem of it: what is wrong is named, taken out, and the rest is read again.
     fn read<T: DeserializeOwned>(&mut self, value: Value<'_>) -> Option<T> {
-        self.read_with(value, |value| T::deserialize(value))
+        self.read_with(value, &[], |value| T::deserialize(value))
     }
 
+    /// Reads a table that stands once. Serde would take an array for it as well.
+    fn section<T: DeserializeOwned>(&mut self, value: Value<'_>, name: &str) -> Option<T> {
+        if value.get_ref().is_table() {
+            return self.read(value);
+        }
+        self.check
+            .problem(value.span(), format!("`{name}` is a table; write [{name}]"));
+        None
+    }
+
+    /// `also` are keys that belong to the table but were taken out before.
     fn read_with<'t, T>(
         &mut self,
         mut value: Value<'t>,
+        also: &[&str],
         read: impl Fn(ValueDeserializer<'t>) -> Result<T, toml::de::Error>,
     ) -> Option<T> {
+        let whole = value.span();
+        let mut wrong: Vec<String> = Vec::new();
+        let mut incomplete = false;
         for _ in 0..MAX_PROBLEMS_PER_TABLE {
-            match read(ValueDeserializer::from(value.clone())) {
-                Ok(read) => return Some(read),
-                Err(error) => {
-                    let span = error.span().unwrap_or(value.span());
-                    self.check.problem(span.clone(), error.message().to_owned());
-                    if !remove(&mut value, &span) {
-                        return None;
-                    }
+            let error = match read(ValueDeserializer::from(value.clone())) {
+                Ok(read) => return Some(read).filter(|_| !incomplete),
+                Err(error) => error,
+            };
+            let span = error.span().unwrap_or(whole.clone());
+            if span != whole {
+                let before = keys(&value);
+                let inner = !before.iter().any(|k| error.message().contains(&format!("`{k}`")));
+                let also = if inner { &[] } else { also };
+                self.check
+                    .problem(span.clone(), said(error.message(), also));
+                if !remove(&mut value, &span) {
+                    return None;
                 }
+                let after = keys(&value);
+                wrong.extend(before.into_iter().filter(|k| !after.contains(k)));
+                continue;
             }
+            let (Some(key), DeValue::Table(table)) = (missing(error.message()), value.get_mut())
+            else {
+                // What stood in for a missing key was refused: enough has been said.
+                if !incomplete {
+                    self.check.problem(span, said(error.message(), also));
+                }
+                return None;
+            };
+            // A key that was wrong isn't missing.
+            if !wrong.iter().any(|k| k == key) {
+                self.check
+                    .problem(span.clone(), format!("`{key}` is missing"));
+            }
+            let stand_in = DeValue::String(STAND_IN.into());
+            table.insert(
+                Spanned::new(whole.clone(), key.to_owned().into()),
+                Spanned::new(whole.clone(), stand_in),
+            );
+            incomplete = true;
         }
         None
     }
@@ -388,6 +452,13 @@ impl Reader<'_> {
         items
             .filter_map(|item| {
                 let span = item.span();
+                if !item.get_ref().is_table() {
+                    self.check.problem(
+                        span,
+                        format!("`{name}` is a list of tables; write [[{name}]]"),
+                    );
+                    return None;
+                }
                 read(self, item).map(|read| Spanned::new(span, read))
             })
             .collect()
@@ -402,7 +473,10 @@ impl Reader<'_> {
     ) -> Option<(&'static str, Range<usize>, Table<'t>)> {
         let span = value.span();
         let DeValue::Table(mut table) = value.into_inner() else {
-            self.check.problem(span, "this must be a table");
+            self.check.problem(
+                span,
+                format!("this must be a table with the key `{key}`"),
+            );
             return None;
         };
         let Some(kind) = table.remove(key) else {
@@ -422,7 +496,13 @@ impl Reader<'_> {
             }
             return None;
         };
-        let text = kind.get_ref().as_str().unwrap_or_default();
+        let Some(text) = kind.get_ref().as_str() else {
+            self.check.problem(
+                kind.span(),
+                format!("`{key}` is one of {}, in quotes", kinds.join(", ")),
+            );
+            return None;
+        };
         match kinds.iter().find(|k| **k == text) {
             Some(kind) => Some((kind, span, table)),
             None => {
@@ -436,15 +516,21 @@ impl Reader<'_> {
         let (kind, span, table) = self.kind(value, "transport", ingest::KINDS)?;
         let value = Spanned::new(span, DeValue::Table(table));
         match kind {
-            "udp" => self.read(value).map(ingest::Config::Udp),
-            _ => self.read(value).map(ingest::Config::Tcp),
+            "udp" => self
+                .read_with(value, &["transport"], |v| Deserialize::deserialize(v))
+                .map(ingest::Config::Udp),
+            _ => self
+                .read_with(value, &["transport"], |v| Deserialize::deserialize(v))
+                .map(ingest::Config::Tcp),
         }
     }
 
     fn directory(&mut self, value: Value<'_>) -> Option<directory::Config> {
         let (kind, span, table) = self.kind(value, "type", directory::KINDS)?;
         let value = Spanned::new(span, DeValue::Table(table));
-        self.read_with(value, |value| directory::Config::deserialize(kind, value))
+        self.read_with(value, &["type"], |value| {
+            directory::Config::deserialize(kind, value)
+        })
     }
 
     fn channels(
@@ -479,11 +565,76 @@ impl Reader<'_> {
         }
         let common = self.read(Spanned::new(span.clone(), DeValue::Table(common)));
         let value = Spanned::new(span, DeValue::Table(table));
-        let config = self.read_with(value, |value| {
+        let also = [&["type"], channel::COMMON_KEYS].concat();
+        let config = self.read_with(value, &also, |value| {
             channel::Config::read(kind, value).expect("`kind` gave one of KINDS")
         });
         Some((common?, config?))
     }
+}
+
+/// Stands in for a key that is missing, so that the others are looked at; text and address at once.
+const STAND_IN: &str = "127.0.0.1:1";
+
+fn keys(value: &Value<'_>) -> Vec<String> {
+    value
+        .get_ref()
+        .as_table()
+        .into_iter()
+        .flat_map(|table| table.iter().map(|(k, _)| k.get_ref().to_string()))
+        .collect()
+}
+
+fn missing(message: &str) -> Option<&str> {
+    message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// What serde says, for an administrator, and without the value: that may be a secret at the wrong place.
+fn said(message: &str, also: &[&str]) -> String {
+    let quoted = |text: &str| -> Vec<String> {
+        let parts = text.split('`').skip(1).step_by(2);
+        parts.map(str::to_owned).collect()
+    };
+    if let Some(key) = missing(message) {
+        return format!("`{key}` is missing");
+    }
+    if let Some((name, names)) = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once('`'))
+    {
+        let names = quoted(names);
+        let all: Vec<&str> = also
+            .iter()
+            .copied()
+            .chain(names.iter().map(String::as_str))
+            .collect();
+        return unknown("key", name, &all);
+    }
+    if let Some((word, words)) = message
+        .strip_prefix("unknown variant `")
+        .and_then(|rest| rest.split_once('`'))
+    {
+        let words = quoted(words);
+        let hint = nearest(word, words.iter().map(String::as_str))
+            .map(|n| format!("; did you mean \"{n}\"?"))
+            .unwrap_or_default();
+        return format!("this must be \"{}\"{hint}", words.join("\" or \""));
+    }
+    if message.starts_with("invalid ")
+        && let Some((_, expected)) = message.rsplit_once(", expected ")
+    {
+        let expected = match expected {
+            "a string" | "path string" | "string" => "text in quotes",
+            "a sequence" => "a list",
+            "a boolean" => "true or false",
+            "u16" => "a whole number up to 65535",
+            "u8" | "u32" | "u64" | "usize" => "a whole number",
+            other if other.starts_with("struct ") || other == "a map" => "a table",
+            other => other,
+        };
+        return format!("this must be {expected}");
+    }
+    message.to_owned()
 }
 
 /// Takes the innermost entry that holds `span` out of a value. `false`: there is none, as for a key that is missing.
@@ -500,6 +651,10 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
                 && inner.span() != *span
                 && remove(inner, span)
             {
+                // What is empty now would be the next error, and a false one.
+                if keys(inner).is_empty() && inner.get_ref().is_table() {
+                    table.remove(key.as_str());
+                }
                 return true;
             }
             table.remove(key.as_str()).is_some()
@@ -530,13 +685,20 @@ impl File {
         let state_dir = state_dir_of(self.state_dir, &check.dir);
         let recipients = match self.recipients {
             Some(recipients) => recipients.build(check),
+            None if self.written.contains(&"recipients") => None,
             None => {
                 check.problem(None, "[recipients] is missing; write the domains that codes may go to: domains = [\"example.com\"]");
                 None
             }
         };
-        if self.listen.is_empty() && !check.has_problems() {
+        if !self.written.contains(&"listen") {
             check.problem(None, "there is no [[listen]]; write at least one, such as transport = \"udp\", address = \"0.0.0.0:514\"");
+        }
+        if !self.written.contains(&"directory") {
+            check.warning(
+                None,
+                "there is no [[directory]], so nobody's address is found",
+            );
         }
         let admissions = listeners(&self.listen, check);
         let listeners: Vec<_> = self.listen.into_iter().map(Spanned::into_inner).collect();
@@ -650,7 +812,9 @@ fn channels(
             continue;
         }
         let (common, config) = config.into_inner();
+        check.here = Some(span);
         channels.extend(config.build(&name, common, state_dir, check).map(Arc::new));
+        check.here = None;
     }
     channels
 }

@@ -1,6 +1,7 @@
 //! The operator's door into a running relay: a Unix socket, mode 0600, one JSON request and one JSON answer a line.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -33,6 +34,10 @@ const SOCKET: &str = "control.sock";
 const MAX_LINE_BYTES: u64 = 256 << 20;
 /// So many operators are served at once.
 const MAX_CONNECTIONS: usize = 8;
+/// A relay that doesn't answer for so long is left: a replay may wait for a full disk.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest path that a Unix socket's address holds, with its end mark.
+const MAX_ADDRESS_BYTES: usize = 107;
 /// An operator's program that says nothing for so long is left.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -129,32 +134,36 @@ pub trait Operator: Send + Sync {
     async fn answer(&self, request: Request) -> Answer;
 }
 
-/// Where the socket of a running relay may be: in its runtime directory, else in `state_dir`. An operator's shell has no
-/// `$RUNTIME_DIRECTORY`; under systemd that directory has the name of the state directory.
-fn places(state_dir: &Path) -> Vec<PathBuf> {
-    let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
-    let guessed = state_dir
-        .strip_prefix("/var/lib")
-        .ok()
-        .map(|name| Path::new("/run").join(name));
-    runtime
-        .or(guessed)
-        .into_iter()
-        .chain([state_dir.to_owned()])
-        .map(|dir| dir.join(SOCKET))
-        .collect()
+/// `$RUNTIME_DIRECTORY`, which systemd sets; of several the first.
+fn runtime_directory() -> Option<PathBuf> {
+    let all = std::env::var_os("RUNTIME_DIRECTORY")?;
+    std::env::split_paths(&all).next()
 }
 
-/// The listening socket; its file goes with it.
+/// What calls the socket's address. A path that is too long for one goes through the open directory.
+fn with_address<T>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    if path.as_os_str().len() <= MAX_ADDRESS_BYTES {
+        return call(path);
+    }
+    let dir = std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
+    call(Path::new(&format!(
+        "/proc/self/fd/{}/{SOCKET}",
+        dir.as_raw_fd()
+    )))
+}
+
+/// The listening socket; its files go with it.
 pub struct Door {
     listener: UnixListener,
-    path: PathBuf,
+    paths: Vec<PathBuf>,
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
-            warn!("{} can't be removed: {e}", self.path.display());
+        for path in &self.paths {
+            if let Err(e) = std::fs::remove_file(path) {
+                warn!("{} can't be removed: {e}", path.display());
+            }
         }
     }
 }
@@ -162,18 +171,19 @@ impl Drop for Door {
 impl Door {
     /// Binds the socket. The caller holds the outbox's lock, so a file that is there is a dead relay's.
     pub fn bind(state_dir: &Path) -> io::Result<Self> {
-        let path = match std::env::var_os("RUNTIME_DIRECTORY") {
-            Some(runtime) => PathBuf::from(runtime).join(SOCKET),
-            None => state_dir.join(SOCKET),
-        };
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        // The directory is ours alone (0700), so nobody connects between bind and chmod.
-        let listener = UnixListener::bind(&path)?;
+        let known = state_dir.join(SOCKET);
+        let path = runtime_directory().map_or_else(|| known.clone(), |dir| dir.join(SOCKET));
+        let mut paths = vec![path.clone()];
+        remove(&path)?;
+        let listener = with_address(&path, |address| UnixListener::bind(address))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path })
+        // An operator's shell has no $RUNTIME_DIRECTORY, but knows the state directory.
+        if known != path {
+            remove(&known)?;
+            std::os::unix::fs::symlink(&path, &known)?;
+            paths.push(known);
+        }
+        Ok(Self { listener, paths })
     }
 
     /// Serves until `shutdown`.
@@ -227,31 +237,59 @@ async fn serve_one(stream: UnixStream, operator: Arc<dyn Operator>) -> io::Resul
     Ok(())
 }
 
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Asks a running relay. `Ok(None)`: none runs.
 pub async fn ask(state_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
-    for path in places(state_dir) {
-        let mut stream = match UnixStream::connect(&path).await {
-            Ok(stream) => stream,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                continue;
-            }
-            Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
-        };
-        let mut text = serde_json::to_vec(request).map_err(io::Error::other)?;
-        text.push(b'\n');
+    let path = state_dir.join(SOCKET);
+    let connected = with_address(&path, |address| std::os::unix::net::UnixStream::connect(address));
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let who = "do this as root or as the user that runs ftm-relay";
+            let text = format!("{}: {e}; {who}", path.display());
+            return Err(io::Error::new(e.kind(), text));
+        }
+        Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
+    };
+    stream.set_nonblocking(true)?;
+    let mut stream = UnixStream::from_std(stream)?;
+    let mut text = serde_json::to_vec(request).map_err(io::Error::other)?;
+    text.push(b'\n');
+    let mut line = String::new();
+    let answered = timeout(PATIENCE, async {
         stream.write_all(&text).await?;
-        let mut line = String::new();
         BufReader::new(stream.take(MAX_LINE_BYTES))
             .read_line(&mut line)
-            .await?;
-        return serde_json::from_str(&line)
+            .await
+    });
+    match answered.await {
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("it said nothing for {} s", PATIENCE.as_secs()),
+        )),
+        Ok(Err(e)) => Err(e),
+        Ok(Ok(0)) => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it closed the connection; it is stopping, or too many operators ask at once",
+        )),
+        Ok(Ok(_)) => serde_json::from_str(&line)
             .map(Some)
-            .map_err(io::Error::other);
+            .map_err(io::Error::other),
     }
-    Ok(None)
 }

@@ -4,6 +4,7 @@
 //! finds wrong it says to [`Check`] and goes on, so that an administrator sees all problems at once.
 
 use std::fmt;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
@@ -14,6 +15,9 @@ use serde::Deserializer;
 use serde::de;
 
 use crate::secret::Secret;
+
+/// The longest secret; a file that never ends must not be read for ever.
+const MAX_SECRET_BYTES: u64 = 64 << 10;
 
 /// A place in the configuration file, in bytes.
 pub type Span = Range<usize>;
@@ -49,6 +53,8 @@ pub struct Check {
     pub credentials: Option<PathBuf>,
     /// The service is about to run: a secret that can't be read is then a problem, not a note.
     pub for_service: bool,
+    /// The place of what says none itself.
+    pub here: Option<Span>,
     needs_secrets: bool,
     findings: Vec<Finding>,
 }
@@ -60,6 +66,7 @@ impl Check {
             dir: dir.into(),
             credentials,
             for_service,
+            here: None,
             needs_secrets: true,
             findings: Vec::new(),
         }
@@ -86,7 +93,7 @@ impl Check {
     pub fn problem(&mut self, span: impl Into<Option<Span>>, text: impl Into<String>) {
         self.findings.push(Finding {
             weight: Weight::Problem,
-            span: span.into(),
+            span: span.into().or_else(|| self.here.clone()),
             text: text.into(),
         });
     }
@@ -95,7 +102,7 @@ impl Check {
     pub fn warning(&mut self, span: impl Into<Option<Span>>, text: impl Into<String>) {
         self.findings.push(Finding {
             weight: Weight::Warning,
-            span: span.into(),
+            span: span.into().or_else(|| self.here.clone()),
             text: text.into(),
         });
     }
@@ -104,7 +111,7 @@ impl Check {
     pub fn note(&mut self, span: impl Into<Option<Span>>, text: impl Into<String>) {
         self.findings.push(Finding {
             weight: Weight::Note,
-            span: span.into(),
+            span: span.into().or_else(|| self.here.clone()),
             text: text.into(),
         });
     }
@@ -173,8 +180,13 @@ impl Check {
     }
 
     fn secret_file(&mut self, path: &Path, span: Span) -> Option<Secret> {
-        match std::fs::read_to_string(path) {
-            Ok(text) if !text.trim_end_matches(['\r', '\n']).is_empty() => {
+        let mut text = String::new();
+        let read = std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_SECRET_BYTES).read_to_string(&mut text));
+        // Wiped on drop, as the copy in the secret is.
+        let text = zeroize::Zeroizing::new(text);
+        match read {
+            Ok(_) if !text.trim_end_matches(['\r', '\n']).is_empty() => {
                 Some(Secret::new(text.trim_end_matches(['\r', '\n'])))
             }
             Ok(_) => {
@@ -225,6 +237,10 @@ impl<'de> Deserialize<'de> for SecretSource {
     }
 }
 
+const NOT_TEXT: &str = "a secret is text; put it in quotes";
+/// The key under which the TOML reader hands a date over.
+const TOML_TIME: &str = "$__toml_private_datetime";
+
 impl<'de> Deserialize<'de> for From {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Visitor;
@@ -241,23 +257,27 @@ impl<'de> Deserialize<'de> for From {
 
             // A secret of a wrong type must not be named in the error.
             fn visit_i64<E: de::Error>(self, _: i64) -> Result<From, E> {
-                Err(E::custom("a secret is text; put it in quotes"))
+                Err(E::custom(NOT_TEXT))
             }
 
             fn visit_f64<E: de::Error>(self, _: f64) -> Result<From, E> {
-                Err(E::custom("a secret is text; put it in quotes"))
+                Err(E::custom(NOT_TEXT))
             }
 
             fn visit_bool<E: de::Error>(self, _: bool) -> Result<From, E> {
-                Err(E::custom("a secret is text; put it in quotes"))
+                Err(E::custom(NOT_TEXT))
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<From, A::Error> {
-                let Some((key, value)) = map.next_entry::<String, String>()? else {
+                let Some(key) = map.next_key::<String>()? else {
                     return Err(de::Error::custom(
                         "an empty table names no secret; write { credential = \"name\" }",
                     ));
                 };
+                if key == TOML_TIME {
+                    return Err(de::Error::custom(NOT_TEXT));
+                }
+                let value: String = map.next_value()?;
                 if let Some((second, _)) = map.next_entry::<String, de::IgnoredAny>()? {
                     return Err(de::Error::custom(format!(
                         "a secret has one source, not both `{key}` and `{second}`"

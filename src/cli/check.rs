@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::ConfigArg;
 use super::EX_CONFIG;
+use super::say;
 use crate::config;
 
 /// Check the configuration and print every problem
@@ -20,9 +21,11 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let loaded = config::load(&self.config.config, config::Use::Check);
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&loaded.report.0)?);
+            say(serde_json::to_string_pretty(&loaded.report.0)?)?;
         } else {
-            print!("{}", loaded.report);
+            for placed in &loaded.report.0 {
+                say(placed)?;
+            }
             let problems = loaded
                 .report
                 .0
@@ -30,12 +33,10 @@ impl Args {
                 .filter(|p| p.weight == "problem")
                 .count();
             match problems {
-                0 => println!("{}: good", self.config.config.display()),
-                n => println!(
-                    "{}: {n} {}",
+                0 => say(format!("{}: good", self.config.config.display()))?,
+                n => say(format!("{}: {n} {}",
                     self.config.config.display(),
-                    if n == 1 { "problem" } else { "problems" }
-                ),
+                    if n == 1 { "problem" } else { "problems" }))?,
             }
         }
         Ok(if loaded.report.has_problems() {

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::ConfigArg;
 use super::block_on;
+use super::say;
 use crate::activation::Activation;
 use crate::activation::Device;
 use crate::activation::Stage;
@@ -22,6 +23,7 @@ use crate::directory::Lookup;
 use crate::frame::Frame;
 use crate::frame::Peer;
 use crate::pipeline::Verdict;
+use crate::recipients::Mismatch;
 use crate::secret::mask_address;
 
 /// The longest line that is read; longer ones are cut.
@@ -97,6 +99,9 @@ impl Args {
                     .with_context(|| format!("{} can't be read", self.file.display()))?,
             )
         };
+        if self.file.is_dir() {
+            anyhow::bail!("{} is a directory", self.file.display());
+        }
         let mut input = BufReader::new(input);
         block_on(async {
             for line in 1.. {
@@ -105,9 +110,9 @@ impl Args {
                 };
                 let explanation = self.explain(&config, line, bytes).await;
                 if self.json {
-                    println!("{}", serde_json::to_string(&explanation)?);
+                    say(serde_json::to_string(&explanation)?)?;
                 } else {
-                    print!("{}", explanation.in_words());
+                    say(explanation.in_words(|email| self.shown(email)).trim_end())?;
                 }
             }
             Ok(ExitCode::SUCCESS)
@@ -192,6 +197,7 @@ impl Args {
                 .iter()
                 .any(|c| c.name == *name && c.needs_person)
         };
+        let mut held = false;
         let found = config
             .dispatch
             .directories
@@ -204,11 +210,14 @@ impl Args {
                 mismatch,
             }) => {
                 explanation.notes.extend(trace);
+                let other_address = mismatch.is_some();
                 if let Some(other) = mismatch {
                     explanation.notes.push(format!(
-                        "another address than the one found stands in the message: {other}"
+                        "another address than the one found stands in the message: {}",
+                        self.shown(&other)
                     ));
                 }
+                held = other_address && config.dispatch.mismatch == Mismatch::Hold;
                 (Some(recipient), String::new())
             }
             Ok(Lookup::Unknown { trace, reason } | Lookup::Outside { trace, reason }) => {
@@ -239,6 +248,10 @@ impl Args {
                 "The code expired at {}, so nothing would be sent; this is an old log, or the device's clock is wrong.",
                 activation.expires_at
             )
+        } else if held {
+            format!(
+                "The code would wait for a person before it goes{to}, since another address stands in the message."
+            )
         } else {
             format!("The code goes{to} by {}.", usable.join(", "))
         };
@@ -261,7 +274,7 @@ impl Args {
 }
 
 impl Explanation {
-    fn in_words(&self) -> String {
+    fn in_words(&self, shown: impl Fn(&str) -> String) -> String {
         let mut text = format!("line {}: {} — {}\n", self.line, self.verdict, self.reason);
         let mut add = |name: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -287,7 +300,7 @@ impl Explanation {
             "recipient",
             self.recipient
                 .as_ref()
-                .map(|r| format!("{} (from {})", mask_address(&r.email), r.source)),
+                .map(|r| format!("{} (from {})", shown(&r.email), r.source)),
         );
         add(
             "channels",

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::say;
 use crate::outbox;
 
 /// Print a fresh outbox key
@@ -16,9 +17,9 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let key = outbox::keygen()?;
         if self.json {
-            println!("{}", serde_json::json!({ "key": key.expose() }));
+            say(serde_json::json!({ "key": key.expose() }))?;
         } else {
-            println!("{}", key.expose());
+            say(key.expose())?;
         }
         Ok(ExitCode::SUCCESS)
     }

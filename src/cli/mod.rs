@@ -10,6 +10,8 @@ mod run;
 mod send_test;
 mod simulate;
 
+use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,13 +100,12 @@ pub fn main() -> ExitCode {
         Command::FortigateCli(args) => args.run(),
         Command::Keygen(args) => args.run(),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "ftm-relay",
-                &mut std::io::stdout(),
-            );
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ftm-relay", &mut script);
+            std::io::stdout()
+                .write_all(&script)
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(Into::into)
         }
         Command::Man => clap_mangen::Man::new(Cli::command())
             .render(&mut std::io::stdout())
@@ -137,7 +138,12 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
         .block_on(work)
 }
 
-/// The sealed line of a word in kebab case, as JSON has it.
+/// Prints a line. `println!` would panic where a reader such as `head` has gone.
+fn say(line: impl fmt::Display) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(Into::into)
+}
+
+/// A word in kebab case, as JSON has it.
 fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value)
         .ok()

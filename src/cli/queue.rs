@@ -12,6 +12,7 @@ use super::ConfigArg;
 use super::EX_CONFIG;
 use super::block_on;
 use super::word;
+use super::say;
 use crate::config;
 use crate::control;
 use crate::control::Answer;
@@ -119,7 +120,7 @@ impl Args {
         let answer = block_on(async {
             match control::ask(&state_dir, &request)
                 .await
-                .context("the running relay doesn't answer")?
+                .context("the relay can't be asked")?
             {
                 Some(answer) => Ok(answer),
                 None => directly(&state_dir, request).await,
@@ -151,22 +152,29 @@ async fn directly(state_dir: &Path, request: Request) -> anyhow::Result<Answer> 
 fn print(answer: Answer, json: bool) -> anyhow::Result<ExitCode> {
     match answer {
         Answer::Error(why) => bail!("{why}"),
-        Answer::Rows(rows) if json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Answer::Rows(rows) => list(&rows),
-        Answer::Story(story) if json => println!("{}", serde_json::to_string_pretty(&story)?),
-        Answer::Story(story) => show(&story),
-        Answer::State(state) if json => println!("{}", serde_json::json!({ "state": state })),
-        Answer::State(state) => println!("{}", word(&state)),
-        Answer::Stats(stats) if json => println!("{}", serde_json::to_string_pretty(&stats)?),
+        Answer::Rows(rows) if json => say(serde_json::to_string_pretty(&rows)?)?,
+        Answer::Rows(rows) => list(&rows)?,
+        Answer::Story(story) if json => say(serde_json::to_string_pretty(&story)?)?,
+        Answer::Story(story) => show(&story)?,
+        Answer::State(state) if json => say(serde_json::json!({ "state": state }))?,
+        Answer::State(state) => say(word(&state))?,
+        Answer::Stats(stats) if json => {
+            let items: serde_json::Map<_, _> = stats
+                .items
+                .iter()
+                .map(|(state, count)| (word(state), (*count).into()))
+                .collect();
+            say(serde_json::json!({ "items": items, "oldest": stats.oldest }))?;
+        }
         Answer::Stats(stats) => {
             for (state, count) in &stats.items {
-                println!("{:<16}{count:>8}", word(state));
+                say(format!("{:<16}{count:>8}", word(state)))?;
             }
             if let Some(oldest) = stats.oldest {
-                println!("oldest not settled: {}", seconds(oldest));
+                say(format!("oldest not settled: {}", seconds(oldest)))?;
             }
         }
-        Answer::Replayed(done) => println!("{}", serde_json::to_string(&done)?),
+        Answer::Replayed(done) => say(serde_json::to_string(&done)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -175,9 +183,9 @@ fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn list(rows: &[Row]) {
+fn list(rows: &[Row]) -> anyhow::Result<()> {
     if rows.is_empty() {
-        return println!("The queue is empty.");
+        return say("The queue is empty.");
     }
     let table: Vec<[String; 8]> = rows
         .iter()
@@ -220,11 +228,12 @@ fn list(rows: &[Row]) {
             line.push_str(&format!("{cell:<width$}  "));
         }
         line.push_str(&row[7]);
-        println!("{}", line.trim_end());
+        say(line.trim_end())?;
     }
+    Ok(())
 }
 
-fn show(story: &Story) {
+fn show(story: &Story) -> anyhow::Result<()> {
     let row = &story.row;
     let lines = [
         ("id", Some(row.id.clone())),
@@ -252,7 +261,7 @@ fn show(story: &Story) {
     ];
     for (name, value) in lines {
         if let Some(value) = value {
-            println!("{name:<10} {value}");
+            say(format!("{name:<10} {value}"))?;
         }
     }
     for entry in &story.history {
@@ -261,6 +270,7 @@ fn show(story: &Story) {
             .as_ref()
             .map(|c| format!("{c}: "))
             .unwrap_or_default();
-        println!("  {} {channel}{}", seconds(entry.at), entry.what);
+        say(format!("  {} {channel}{}", seconds(entry.at), entry.what))?;
     }
+    Ok(())
 }

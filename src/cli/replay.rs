@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use super::ConfigArg;
 use super::block_on;
 use super::explain::read_line;
+use super::say;
 use crate::config::Config;
 use crate::control;
 use crate::control::Answer;
@@ -50,18 +51,20 @@ impl Args {
             Ok(config) => config,
             Err(code) => return Ok(code),
         };
+        let unreadable = || format!("{} can't be read", self.file.display());
+        let file = File::open(&self.file).with_context(unreadable)?;
+        if file.metadata().with_context(unreadable)?.is_dir() {
+            bail!("{} is a directory", self.file.display());
+        }
         if !self.yes && !confirmed(&self.file)? {
             bail!("nothing was sent");
         }
-        let file = File::open(&self.file)
-            .with_context(|| format!("{} can't be read", self.file.display()))?;
         let (done, running) = block_on(replay(&config, BufReader::new(file)))?;
         if self.json {
-            println!("{}", serde_json::to_string(&done)?);
+            say(serde_json::to_string(&done)?)?;
             return Ok(ExitCode::SUCCESS);
         }
-        println!(
-            "{} lines: {} activations accepted ({} without a code, {} expired already), {} life-cycle events, {} known already, {} rejected, {} other logs",
+        say(format!("{} lines: {} activations accepted ({} without a code, {} expired already), {} life-cycle events, {} known already, {} rejected, {} other logs",
             done.lines,
             done.accepted,
             done.no_code,
@@ -69,10 +72,9 @@ impl Args {
             done.lifecycle,
             done.duplicates,
             done.rejected,
-            done.ignored
-        );
+            done.ignored))?;
         if !running && done.accepted > 0 {
-            println!("No relay runs: they go out when it starts.");
+            say("No relay runs: they go out when it starts.")?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -112,7 +114,8 @@ async fn replay(config: &Config, mut input: BufReader<File>) -> anyhow::Result<(
             }
             None => {}
         }
-        if end || batch.len() >= BATCH_LINES {
+        // A file without a wanted line touches nothing.
+        if (end && !batch.is_empty()) || batch.len() >= BATCH_LINES {
             let (one, by_relay) = hand_over(config, std::mem::take(&mut batch)).await?;
             done += one;
             running = Some(by_relay);
@@ -130,7 +133,7 @@ async fn hand_over(config: &Config, batch: Vec<Vec<u8>>) -> anyhow::Result<(Repl
         .collect();
     match control::ask(&config.state_dir, &Request::Replay(lines))
         .await
-        .context("the running relay doesn't answer")?
+        .context("the relay can't be asked")?
     {
         Some(Answer::Replayed(done)) => Ok((done, true)),
         Some(Answer::Error(why)) => bail!("{why}"),

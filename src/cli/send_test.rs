@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::ConfigArg;
 use super::EX_CONFIG;
 use super::block_on;
+use super::say;
 use crate::channel::Attempt;
 use crate::channel::Commit;
 use crate::channel::SendError;
@@ -27,11 +28,16 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     channel: String,
     /// The address of the person who gets it
-    #[arg(long, value_name = "ADDRESS")]
-    to: String,
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    to: lettre::Address,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+fn address(text: &str) -> Result<lettre::Address, String> {
+    text.parse()
+        .map_err(|e: lettre::address::AddressError| format!("this is no mail address: {e}"))
 }
 
 struct NothingToCommit;
@@ -57,27 +63,27 @@ impl Args {
             .iter()
             .find(|c| c.name == self.channel)
         else {
-            let names: Vec<_> = config
-                .dispatch
-                .channels
-                .iter()
-                .map(|c| c.name.as_str())
-                .collect();
+            // A channel that is configured, but not built, lacks its secrets; the notes say which.
+            if config.channels.iter().any(|c| c.name == self.channel) {
+                eprint!("{}", loaded.report);
+                bail!(
+                    "the secrets of the channel \"{}\" can't be read here; run this as the service does, or set CREDENTIALS_DIRECTORY to where they are",
+                    self.channel
+                );
+            }
+            let names: Vec<_> = config.channels.iter().map(|c| c.name.as_str()).collect();
             bail!(
-                "there is no channel \"{}\" whose secrets can be read here; there are: {}",
+                "there is no [channel.{}]; there are {}",
                 self.channel,
                 names.join(", ")
             );
         };
-        let to = match self.to.parse::<lettre::Address>() {
-            Ok(address) => Recipient {
-                email: address.to_string(),
-                name: None,
-                phone: None,
-                language: None,
-                source: "the command line".to_owned(),
-            },
-            Err(e) => bail!("\"{}\" is no mail address: {e}", self.to),
+        let to = Recipient {
+            email: self.to.to_string(),
+            name: None,
+            phone: None,
+            language: None,
+            source: "the command line".to_owned(),
         };
         let now = Timestamp::now();
         let id = format!("test-{}", now.as_microsecond());
@@ -114,15 +120,12 @@ impl Args {
             }
         };
         if self.json {
-            println!(
-                "{}",
-                serde_json::json!({ "accepted": accepted, "result": said, "transcript": transcript.lines() })
-            );
+            say(serde_json::json!({ "accepted": accepted, "result": said, "transcript": transcript.lines() }))?;
         } else {
             for line in transcript.lines() {
-                println!("{line}");
+                say(line)?;
             }
-            println!("{}: {said}", self.channel);
+            say(format!("{}: {said}", self.channel))?;
         }
         Ok(if accepted {
             ExitCode::SUCCESS

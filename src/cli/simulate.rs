@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 use super::block_on;
+use super::say;
 use crate::simulate::Format;
 use crate::simulate::Simulation;
 use crate::simulate::Target;
@@ -61,12 +62,9 @@ impl Args {
         let (activations, lines, seconds) = (sent.activations, sent.lines, sent.took.as_secs_f64());
         if self.json {
             let bytes = sent.bytes;
-            println!(
-                "{}",
-                serde_json::json!({ "activations": activations, "lines": lines, "bytes": bytes, "seconds": seconds })
-            );
+            say(serde_json::json!({ "activations": activations, "lines": lines, "bytes": bytes, "seconds": seconds }))?;
         } else {
-            println!("sent {lines} lines, {activations} of them activations, in {seconds:.3} s");
+            say(format!("sent {lines} lines, {activations} of them activations, in {seconds:.3} s"))?;
         }
         Ok(ExitCode::SUCCESS)
     }
