@@ -183,11 +183,13 @@ impl Relay {
     }
 
     fn listening(&self, transport: &str) -> SocketAddr {
-        let log = self.logged();
-        let line = log
-            .lines()
-            .find(|l| l.contains("Listening on ") && l.contains(&format!("({transport})")));
-        let line = line.unwrap_or_else(|| panic!("nothing listens by {transport}:\n{log}"));
+        let line = until("a listener to say where it is", || {
+            let log = self.logged();
+            let mut lines = log.lines();
+            lines
+                .find(|l| l.contains("Listening on ") && l.contains(&format!("({transport})")))
+                .map(str::to_owned)
+        });
         let at = line.find("Listening on ").unwrap() + "Listening on ".len();
         line[at..].split(' ').next().unwrap().parse().unwrap()
     }
