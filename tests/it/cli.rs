@@ -222,7 +222,7 @@ fn a_test_message_is_sent_and_marked() {
             .cli(&["send-test", "--channel", "file", "--to", "nobody"])
             .status
             .code(),
-        Some(1)
+        Some(2)
     );
 }
 

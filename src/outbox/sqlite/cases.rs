@@ -327,7 +327,10 @@ pub(super) fn lease(
                 let name = Id::Activation(id).to_string();
                 error!(activation.id = %name, "The row of {name} is damaged: {why}");
                 let why = format!("its row is damaged: {why}");
-                close(tx, id, Some(CaseState::NeedsAttention), &why)?;
+                let over: bool = tx
+                    .prepare_cached("SELECT state = 'expired' FROM activation WHERE id = ?")?
+                    .query_row([id], |row| row.get(0))?;
+                close(tx, id, (!over).then_some(CaseState::NeedsAttention), &why)?;
                 note(tx, Some(id), None, now, None, &why)?;
             }
             Err(e) => return Err(e),
