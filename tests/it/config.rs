@@ -89,7 +89,10 @@ fn odd_files_are_refused_in_words() {
     for (text, wanted) in [
         ("", "[recipients] is missing"),
         ("listen = 1", "write [[listen]]"),
-        ("[[listen]]\ntransport = 7", "`transport` is one of udp, tcp"),
+        (
+            "[[listen]]\ntransport = 7",
+            "`transport` is one of udp, tcp",
+        ),
         ("[listen]\ntransport = \"udp\"", "write [[listen]]"),
         ("channel = \"mail\"", "write [channel.mail]"),
         ("channel.mail = 1", "must be a table"),

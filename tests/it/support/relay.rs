@@ -183,7 +183,6 @@ impl Relay {
     }
 
     fn listening(&self, transport: &str) -> SocketAddr {
-<<<<<<< HEAD
         until("the listener", || {
             let log = self.logged();
             let is_it =
@@ -192,17 +191,6 @@ impl Relay {
             let at = line.find("Listening on ")? + "Listening on ".len();
             line[at..].split(' ').next()?.parse().ok()
         })
-=======
-        let line = until("a listener to say where it is", || {
-            let log = self.logged();
-            let mut lines = log.lines();
-            lines
-                .find(|l| l.contains("Listening on ") && l.contains(&format!("({transport})")))
-                .map(str::to_owned)
-        });
-        let at = line.find("Listening on ").unwrap() + "Listening on ".len();
-        line[at..].split(' ').next().unwrap().parse().unwrap()
->>>>>>> 29eb9cb80907192d9a3218ac66905e621ea217af
     }
 
     pub fn udp(&self) -> SocketAddr {
