@@ -1960,7 +1960,8 @@ async fn a_damaged_database_is_put_aside_and_never_replaced_in_silence() {
             *byte ^= (at % 251) as u8;
         }
     };
-    let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 6] = [
         ("scribbled over", scribble),
         ("no header", |bytes| bytes[..100].fill(0xff)),
         ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),
