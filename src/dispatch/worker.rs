@@ -40,6 +40,8 @@ use crate::secret::Secret;
 use crate::secret::mask_address;
 use crate::template::Style;
 
+/// A channel waits no longer for one peer's wish, as others of its deliveries may be short of time.
+const LONGEST_CHANNEL_WAIT: Duration = Duration::from_secs(900);
 /// From lease to commit point: longer than all of a channel's steps before it together.
 const LEASE: Duration = Duration::from_secs(300);
 /// From the commit point to the answer: longer than the ten minutes that a mail's final dot may take.
@@ -266,7 +268,8 @@ impl Worker {
                 let settlement = retry(reason, after);
                 if let Settlement::Retry { due_at, .. } = &settlement {
                     // No longer than the shortest wait a delivery could have.
-                    let shortest = backoff::due(now, 1, jitter(), after, lease.expires_at);
+                    let wish = after.map(|wish| wish.min(LONGEST_CHANNEL_WAIT));
+                    let shortest = backoff::due(now, 1, jitter(), wish, lease.expires_at);
                     self.health.away(shortest.min(*due_at));
                 }
                 settlement
