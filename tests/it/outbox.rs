@@ -1966,10 +1966,7 @@ async fn a_damaged_database_is_put_aside_and_never_replaced_in_silence() {
             *byte ^= (at % 251) as u8;
         }
     };
-<<<<<<< HEAD
-=======
     type Damage = fn(&mut Vec<u8>);
->>>>>>> 89d28d16d5b1b3427786da2d8a7ed2f53cb30fb1
     let damages: [(&str, Damage); 6] = [
         ("scribbled over", scribble),
         ("no header", |bytes| bytes[..100].fill(0xff)),
