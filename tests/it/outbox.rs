@@ -1957,8 +1957,6 @@ async fn a_key_file_that_is_no_key_is_refused() {
     assert_eq!(fs::read(home.file("outbox.key")).unwrap(), b"hunter2\n");
 }
 
-type Damage = fn(&mut Vec<u8>);
-
 #[tokio::test]
 async fn a_damaged_database_is_put_aside_and_never_replaced_in_silence() {
     let scribble: Damage = |bytes| {
