@@ -393,7 +393,9 @@ impl Reader<'_> {
             let span = error.span().unwrap_or(whole.clone());
             if span != whole {
                 let before = keys(&value);
-                let inner = !before.iter().any(|k| error.message().contains(&format!("`{k}`")));
+                let inner = !before
+                    .iter()
+                    .any(|k| error.message().contains(&format!("`{k}`")));
                 let also = if inner { &[] } else { also };
                 self.check
                     .problem(span.clone(), said(error.message(), also));
@@ -470,10 +472,8 @@ impl Reader<'_> {
     ) -> Option<(&'static str, Range<usize>, Table<'t>)> {
         let span = value.span();
         let DeValue::Table(mut table) = value.into_inner() else {
-            self.check.problem(
-                span,
-                format!("this must be a table with the key `{key}`"),
-            );
+            self.check
+                .problem(span, format!("this must be a table with the key `{key}`"));
             return None;
         };
         let Some(kind) = table.remove(key) else {

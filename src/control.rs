@@ -249,7 +249,9 @@ fn remove(path: &Path) -> io::Result<()> {
 /// Asks a running relay. `Ok(None)`: none runs.
 pub async fn ask(state_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
     let path = state_dir.join(SOCKET);
-    let connected = with_address(&path, |address| std::os::unix::net::UnixStream::connect(address));
+    let connected = with_address(&path, |address| {
+        std::os::unix::net::UnixStream::connect(address)
+    });
     let stream = match connected {
         Ok(stream) => stream,
         Err(e)

@@ -34,9 +34,11 @@ impl Args {
                 .count();
             match problems {
                 0 => say(format!("{}: good", self.config.config.display()))?,
-                n => say(format!("{}: {n} {}",
+                n => say(format!(
+                    "{}: {n} {}",
                     self.config.config.display(),
-                    if n == 1 { "problem" } else { "problems" }))?,
+                    if n == 1 { "problem" } else { "problems" }
+                ))?,
             }
         }
         Ok(if loaded.report.has_problems() {

@@ -64,7 +64,8 @@ impl Args {
             say(serde_json::to_string(&done)?)?;
             return Ok(ExitCode::SUCCESS);
         }
-        say(format!("{} lines: {} activations accepted ({} without a code, {} expired already), {} life-cycle events, {} known already, {} rejected, {} other logs",
+        say(format!(
+            "{} lines: {} activations accepted ({} without a code, {} expired already), {} life-cycle events, {} known already, {} rejected, {} other logs",
             done.lines,
             done.accepted,
             done.no_code,
@@ -72,7 +73,8 @@ impl Args {
             done.lifecycle,
             done.duplicates,
             done.rejected,
-            done.ignored))?;
+            done.ignored
+        ))?;
         if !running && done.accepted > 0 {
             say("No relay runs: they go out when it starts.")?;
         }

@@ -120,7 +120,9 @@ impl Args {
             }
         };
         if self.json {
-            say(serde_json::json!({ "accepted": accepted, "result": said, "transcript": transcript.lines() }))?;
+            say(
+                serde_json::json!({ "accepted": accepted, "result": said, "transcript": transcript.lines() }),
+            )?;
         } else {
             for line in transcript.lines() {
                 say(line)?;

@@ -62,9 +62,13 @@ impl Args {
         let (activations, lines, seconds) = (sent.activations, sent.lines, sent.took.as_secs_f64());
         if self.json {
             let bytes = sent.bytes;
-            say(serde_json::json!({ "activations": activations, "lines": lines, "bytes": bytes, "seconds": seconds }))?;
+            say(
+                serde_json::json!({ "activations": activations, "lines": lines, "bytes": bytes, "seconds": seconds }),
+            )?;
         } else {
-            say(format!("sent {lines} lines, {activations} of them activations, in {seconds:.3} s"))?;
+            say(format!(
+                "sent {lines} lines, {activations} of them activations, in {seconds:.3} s"
+            ))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -282,7 +282,9 @@ fn older(text: &str) -> String {
                 other => ("", other),
             };
             if let Some(help) = help.take() {
-                let said = help["# HELP ".len()..].strip_prefix(name).unwrap_or_default();
+                let said = help["# HELP ".len()..]
+                    .strip_prefix(name)
+                    .unwrap_or_default();
                 out.push_str(&format!("# HELP {name}{suffix}{said}\n"));
             }
             out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
