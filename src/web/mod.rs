@@ -258,15 +258,42 @@ async fn show_metrics(State(view): State<Arc<View>>, request: Request) -> Respon
     let format = if accepts.contains("application/openmetrics-text") {
         OPENMETRICS
     } else {
-        // The older format has no end mark.
-        text.truncate(
-            text.trim_end()
-                .strip_suffix("# EOF")
-                .map_or(text.len(), str::len),
-        );
+        text = older(&text);
         PROMETHEUS
     };
     ([(header::CONTENT_TYPE, format)], text).into_response()
+}
+
+/// The older text format from the newer: there a counter's description has the name of its samples, `info` is no type, and
+/// nothing marks the end.
+fn older(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut help = None;
+    for line in text.lines() {
+        if line.starts_with("# HELP ") {
+            help = Some(line);
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", "counter"),
+                "info" => ("_info", "gauge"),
+                other => ("", other),
+            };
+            if let Some(help) = help.take() {
+                let said = help["# HELP ".len()..]
+                    .strip_prefix(name)
+                    .unwrap_or_default();
+                out.push_str(&format!("# HELP {name}{suffix}{said}\n"));
+            }
+            out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+        } else if line != "# EOF" && !line.starts_with("# UNIT ") {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
 }
 
 fn word(state: &impl Serialize) -> String {
@@ -330,10 +357,12 @@ async fn page(view: &View) -> anyhow::Result<String> {
                 frames => counters.frames.get(), rejected => counters.all_rejected(), dropped => counters.udp_dropped.get() }
         })
         .collect();
-    let devices: Vec<_> = view
-        .seen
-        .all()
+    let mut heard = view.seen.all();
+    heard.sort_by_key(|(_, heard)| std::cmp::Reverse(heard.at));
+    let more_devices = heard.len().saturating_sub(MAX_ROWS);
+    let devices: Vec<_> = heard
         .into_iter()
+        .take(MAX_ROWS)
         .map(|(id, heard)| context! { id, name => heard.name, ago => ago(heard.at, now), skew => heard.skew.map(|s| s.as_secs()) })
         .collect();
     let channels: Vec<_> = view
@@ -348,7 +377,7 @@ async fn page(view: &View) -> anyhow::Result<String> {
     let page = view.pages.get_template("status.html")?.render(context! {
         version => env!("CARGO_PKG_VERSION"), now => now.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
         reasons => view.readiness.reasons(), oldest => depth.oldest.map(|t| ago(t, now)),
-        attention, newest, states, listeners, devices, channels,
+        attention, newest, states, listeners, devices, more_devices, channels, most => MAX_ROWS,
     })?;
     Ok(page)
 }
@@ -408,6 +437,25 @@ mod tests {
         ] {
             assert!(!is_local(host), "{host}");
         }
+    }
+
+    #[test]
+    fn the_older_text_format_describes_each_sample_under_its_own_name() {
+        let (metrics, registry) = Metrics::new();
+        metrics.activation("relay");
+        let mut text = String::new();
+        text::encode(&mut text, &registry).expect("writing to a string");
+        let text = older(&text);
+        for line in [
+            "# TYPE ftm_relay_activations_total counter",
+            "ftm_relay_activations_total{outcome=\"relay\"} 1",
+            "# TYPE ftm_relay_build_info gauge",
+            "# TYPE ftm_relay_delivery_seconds histogram",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("# HELP ftm_relay_activations_total Token"));
+        assert!(!text.contains("EOF"));
     }
 
     #[test]

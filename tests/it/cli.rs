@@ -1,6 +1,9 @@
-//! The commands, run as commands.
+//! The commands, run as an administrator runs them.
 
+use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -11,230 +14,430 @@ use crate::support::samples::Event;
 use crate::support::samples::code;
 use crate::support::until;
 
-const FILE: &str = "[channel.file]\ntype = \"file\"\npath = \"mail\"\n[[route]]\nto = [\"file\"]\n";
+fn config() -> String {
+    format!(
+        "{BASE}[channel.mail]\ntype = \"file\"\npath = \"mail\"\n[channel.desk]\ntype = \"file\"\npath = \"desk\"\nto = \"desk@example.com\"\n\
+         [[route]]\nto = [\"mail\"]\nescalate = [\"desk\"]\n"
+    )
+}
 
-fn said(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", err(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
 }
 
 #[test]
-fn wrong_usage_ends_with_2() {
+fn wrong_usage_is_2() {
     for args in [
         &[][..],
         &["nonsense"],
-        &["run", "--nonsense"],
-        &["simulate", "--to", "nowhere"],
+        &["queue", "list", "--state", "lost"],
+        &["explain", "--peer", "nowhere"],
+        &["send-test", "--channel", "mail", "--to", "nobody"],
+        &["simulate", "--to", "carrier-pigeon://here"],
     ] {
         let output = Command::new(BINARY).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
     }
 }
 
 #[test]
-fn completions_manual_and_keys_are_printed() {
-    for (args, wanted) in [
-        (&["completions", "bash"][..], "ftm-relay"),
-        (&["man"], ".TH"),
-        (&["keygen"], "ftmkey1_"),
-        (&["keygen", "--json"], "\"key\""),
-    ] {
-        let output = Command::new(BINARY).args(args).output().unwrap();
-        assert!(
-            output.status.success() && said(&output).contains(wanted),
-            "{args:?}: {}",
-            said(&output)
-        );
-    }
-    let key = || Command::new(BINARY).arg("keygen").output().unwrap().stdout;
-    assert_ne!(key(), key());
-}
-
-#[test]
-fn explain_says_what_would_happen_and_why() {
-    let relay = Relay::prepare(&format!("{BASE}{FILE}"));
-    let explained = relay.explain(&Event::code(1, "EXAMPLE\\Alice").line(), &[]);
-    assert_eq!(explained["verdict"], "relay");
-    assert_eq!(explained["format"], "kv");
-    assert_eq!(explained["logid"], 38412);
-    assert_eq!(explained["stage"], "code-sent");
-    assert_eq!(explained["user"], "EXAMPLE\\Alice");
-    assert_eq!(explained["code"], format!("{}…", &code(1)[..4]));
-    assert_eq!(explained["code_found"], true);
-    assert_eq!(explained["recipient"]["email"], "alice@example.com");
-    assert_eq!(explained["channels"][0], "file");
-    assert_eq!(
-        relay.explain(&Event::code(1, "alice").line(), &["--reveal"])["code"],
-        code(1)
-    );
-    let mut other = Event::code(1, "alice");
-    other.logid = "0100032001".to_owned();
-    let ignored = relay.explain(&other.line(), &[]);
-    assert_eq!(ignored["verdict"], "ignore");
-    assert_eq!(
-        [
-            &ignored["code"],
-            &ignored["recipient"],
-            &ignored["channels"]
-        ],
-        [&Value::Null; 3]
-    );
-    assert_eq!(relay.explain(b"garbage", &[])["verdict"], "rejected");
-    assert_eq!(
-        relay.explain(&Event::with_message("alice", "none").line(), &[])["verdict"],
-        "no-code"
-    );
-    other.logid = "0100032156".to_owned();
-    assert_eq!(relay.explain(&other.line(), &[])["verdict"], "lifecycle");
-    let from = |peer| {
-        relay.explain(
-            &Event::code(1, "alice").line(),
-            &["--listener", "udp", "--peer", peer],
-        )["verdict"]
-            .clone()
-    };
-    assert_eq!(
-        [from("127.0.0.1"), from("192.0.2.1")],
-        ["relay", "rejected"]
-    );
-    assert!(!relay.state().exists(), "nothing is stored");
-    let words = relay.cli_with(&["explain"], &Event::code(1, "alice").line());
-    assert!(
-        said(&words).starts_with("line 1: relay — The code goes to a…@example.com by file."),
-        "{}",
-        said(&words)
-    );
-}
-
-#[test]
-fn the_queue_is_asked_with_and_without_a_running_relay() {
-    let mut relay = Relay::start(&format!("{BASE}{FILE}"));
-    relay.send_udp(&Event::code(1, "alice").line());
-    until("the end", || (relay.states() == ["accepted"]).then_some(()));
-    let row = relay.queue().remove(0);
-    let mut keys: Vec<_> = row.as_object().unwrap().keys().cloned().collect();
-    keys.sort();
-    let expected = [
-        "attempts",
-        "channel",
-        "created_at",
-        "expires_at",
-        "id",
-        "last_error",
-        "next_attempt",
-        "recipient",
+fn explain_gives_every_field_of_each_line() {
+    let relay = Relay::prepare(&config());
+    let sent = relay.explain(&Event::code(1, "alice").line(), &[]);
+    for key in [
+        "line",
+        "verdict",
+        "reason",
+        "format",
+        "logid",
         "stage",
-        "state",
+        "device",
         "user",
-    ];
-    assert_eq!(keys, expected);
-    let id = row["id"].as_str().unwrap().to_owned();
-    for running in [true, false] {
-        assert_eq!(relay.queue()[0]["id"], row["id"], "running: {running}");
-        assert!(said(&relay.cli(&["queue", "show", &id])).contains("accepted"));
-        assert_eq!(
-            relay.cli(&["queue", "retry", &id]).status.code(),
-            Some(1),
-            "it is final"
-        );
-        assert_eq!(relay.cli(&["queue", "show", "D999"]).status.code(), Some(1));
-        assert!(said(&relay.cli(&["queue", "stats"])).contains("accepted"));
-        if running {
-            assert_eq!(relay.stop(), 0);
-        }
+        "code",
+        "code_found",
+        "token",
+        "recipient",
+        "channels",
+    ] {
+        assert!(keys(&sent).contains(&key), "{key}");
     }
-}
+    assert_eq!(sent["verdict"], "relay");
+    assert_eq!(sent["line"], 1);
+    assert_eq!(sent["code"], format!("{}…", &code(1)[..4]));
+    assert_eq!(sent["device"]["id"], "FGT60FTK20000001");
+    assert_eq!(sent["recipient"]["email"], "alice@example.com");
+    assert_eq!(sent["recipient"]["source"], "pattern");
+    assert_eq!(sent["channels"], serde_json::json!(["mail"]));
 
-#[test]
-fn a_replayed_file_goes_out_once_and_only_after_a_yes() {
-    let relay = Relay::start(&format!("{BASE}{FILE}"));
-    let lines = [
-        Event::code(1, "alice").line(),
-        b"other".to_vec(),
-        Event::code(2, "bob").line(),
-        Event::code(3, "carol").later(-90 * 3600).line(),
-    ];
-    let file = relay.dir.path().join("log");
-    std::fs::write(&file, lines.join(&b'\n')).unwrap();
-    let file = file.to_str().unwrap();
-    assert_eq!(
-        relay.cli(&["replay", file]).status.code(),
-        Some(1),
-        "nobody said yes"
-    );
-    let done: Value =
-        serde_json::from_slice(&relay.cli(&["replay", file, "--yes", "--json"]).stdout).unwrap();
-    assert_eq!(
-        (
-            &done["lines"],
-            &done["accepted"],
-            &done["expired"],
-            &done["ignored"]
-        ),
-        (&4.into(), &3.into(), &1.into(), &1.into())
-    );
-    until("the end", || {
-        (relay.states() == ["accepted", "accepted", "expired"]).then_some(())
-    });
-    let again: Value =
-        serde_json::from_slice(&relay.cli(&["replay", file, "--yes", "--json"]).stdout).unwrap();
-    assert_eq!(
-        (&again["accepted"], &again["duplicates"]),
-        (&0.into(), &3.into())
-    );
-}
+    let shown = relay.explain(&Event::code(1, "alice").line(), &["--reveal"]);
+    assert_eq!(shown["code"], code(1));
 
-#[test]
-fn a_test_message_is_sent_and_marked() {
-    let relay = Relay::prepare(&format!("{BASE}{FILE}"));
-    let output = relay.cli(&[
-        "send-test",
-        "--channel",
-        "file",
-        "--to",
-        "alice@example.com",
-    ]);
-    assert!(output.status.success(), "{}", said(&output));
-    let mail = std::fs::read_dir(relay.dir.path().join("mail"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap();
-    let mail = std::fs::read_to_string(mail.path()).unwrap();
+    let none = relay.explain(
+        &Event::with_message("alice", "Send activation code").line(),
+        &[],
+    );
+    assert_eq!(
+        (&none["verdict"], &none["code_found"]),
+        (&"no-code".into(), &false.into())
+    );
+
+    let other = relay.explain(b"something else", &[]);
+    assert_eq!(other["verdict"], "ignore");
     assert!(
-        mail.contains("Subject: ") && mail.to_lowercase().contains("test"),
-        "{mail}"
+        other["user"].is_null() && other["channels"].is_null() && other["code_found"].is_null()
     );
+
+    let outside = relay.explain(&Event::code(1, "a@b@c").line(), &[]);
+    assert_eq!(outside["verdict"], "no-recipient");
+
+    assert!(!relay.state().exists(), "explain stores nothing");
+}
+
+#[test]
+fn explain_checks_the_peer_only_when_it_is_named() {
+    let config = config() + "[[device]]\nid = \"FGT60FTK20000001\"\npeers = [\"10.20.0.1\"]\n";
+    let relay = Relay::prepare(&config);
+    let line = Event::code(1, "alice").line();
+    let verdict = |args: &[&str]| {
+        relay.explain(&line, args)["verdict"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(verdict(&[]), "relay");
+    assert!(
+        relay.explain(&line, &[])["notes"]
+            .to_string()
+            .contains("--peer")
+    );
+    assert_eq!(verdict(&["--peer", "10.20.0.1"]), "relay");
+    assert_eq!(verdict(&["--peer", "10.20.0.2"]), "rejected");
+    // The listener's `allow` is loopback.
     assert_eq!(
-        relay
-            .cli(&[
-                "send-test",
-                "--channel",
-                "none",
+        verdict(&["--peer", "10.20.0.1", "--listener", "udp"]),
+        "rejected"
+    );
+    let unknown = relay.cli(&["explain", "--listener", "upd"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(err(&unknown).contains("udp, tcp"), "{}", err(&unknown));
+}
+
+#[test]
+fn explain_in_words_masks_code_and_address_unless_told() {
+    let relay = Relay::prepare(&config());
+    let line = [Event::code(1, "alice").line(), b"\n".to_vec()].concat();
+    let masked = out(&relay.cli_with(&["explain"], &line));
+    assert!(
+        masked.contains("line 1: relay — The code goes to a…@example.com by mail."),
+        "{masked}"
+    );
+    assert!(
+        !masked.contains(&code(1)) && !masked.contains("alice@"),
+        "{masked}"
+    );
+    let shown = out(&relay.cli_with(&["explain", "--reveal"], &line));
+    assert!(
+        shown.contains(&code(1)) && shown.contains("alice@example.com"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_replay_asks_first_and_is_deduplicated() {
+    let relay = Relay::prepare(&config());
+    let file = relay.dir.path().join("missed.log");
+    let line = String::from_utf8(Event::code(1, "alice").line()).unwrap();
+    std::fs::write(&file, format!("{line}\nother\n{line}\n")).unwrap();
+    let file = file.to_str().unwrap();
+
+    let asked = relay.cli(&["replay", file]);
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(err(&asked).contains("--yes"), "{}", err(&asked));
+    assert!(!relay.state().exists());
+
+    let done = json(&relay.cli(&["replay", file, "--yes", "--json"]));
+    assert_eq!(done["lines"], 3);
+    assert_eq!(done["accepted"], 1);
+    assert_eq!(done["duplicates"], 1);
+    assert_eq!(done["ignored"], 1);
+    let again = json(&relay.cli(&["replay", file, "--yes", "--json"]));
+    assert_eq!(again["accepted"], 0);
+    assert_eq!(relay.states(), ["received"]);
+
+    let missing = relay.cli(&["replay", "nowhere.log", "--yes"]);
+    assert_eq!(missing.status.code(), Some(1));
+}
+
+#[test]
+fn the_queue_is_the_same_with_and_without_a_relay() {
+    let mut relay = Relay::start(&config());
+    relay.send_udp(&Event::code(1, "alice").line());
+    relay.send_udp(&Event::code(2, "a@b@c").line());
+    let listed = until("both to settle", || {
+        let queue = relay.queue();
+        (queue.len() == 3 && queue.iter().filter(|r| r["state"] == "accepted").count() == 2)
+            .then_some(queue)
+    });
+    for row in &listed {
+        assert_eq!(
+            keys(row),
+            [
+                "attempts",
+                "channel",
+                "created_at",
+                "expires_at",
+                "id",
+                "last_error",
+                "next_attempt",
+                "recipient",
+                "stage",
+                "state",
+                "user"
+            ]
+        );
+        assert!(row["created_at"].as_str().unwrap().ends_with('Z'), "{row}");
+    }
+    let accepted = listed.iter().find(|r| r["user"] == "alice").unwrap();
+    let id = accepted["id"].as_str().unwrap();
+    let waiting = listed
+        .iter()
+        .find(|r| r["state"] == "needs-attention")
+        .unwrap();
+    assert!(waiting["channel"].is_null());
+    let final_one = relay.cli(&["queue", "retry", id]);
+    assert_eq!(final_one.status.code(), Some(1));
+    assert!(err(&final_one).contains("accepted"), "{}", err(&final_one));
+    let story = out(&relay.cli(&["queue", "show", id]));
+    assert!(
+        story.contains("alice@example.com") && !story.contains(&code(1)),
+        "{story}"
+    );
+
+    // A killed relay leaves its socket behind.
+    relay.kill();
+    assert!(relay.state().join("control.sock").exists());
+    assert_eq!(relay.queue(), listed);
+    // No command here needs the key or the rest of the configuration.
+    std::fs::remove_file(relay.state().join("outbox.key")).unwrap();
+    let stats = json(&relay.cli(&["queue", "stats", "--json"]));
+    assert_eq!(stats["items"]["needs-attention"], 1);
+    let waiting = waiting["id"].as_str().unwrap();
+    let cancelled = json(&relay.cli(&["queue", "cancel", waiting, "--json"]));
+    assert_eq!(cancelled["state"], "cancelled");
+    assert_eq!(relay.cli(&["queue", "show", "A999"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_long_state_dir_still_has_its_socket() {
+    let long = "d".repeat(120);
+    let relay = Relay::start(&config().replace("\"state\"", &format!("\"{long}/state\"")));
+    assert_eq!(
+        json(&relay.cli(&["queue", "list", "--json"])),
+        serde_json::json!([])
+    );
+}
+
+#[test]
+fn the_socket_in_the_runtime_directory_is_found_from_a_shell() {
+    let mut relay = Relay::prepare(&config());
+    let runtime = relay.dir.path().join("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    let relay_env = runtime.to_str().unwrap().to_owned();
+    // A dead relay's link is in the way.
+    std::fs::create_dir(relay.state()).unwrap();
+    symlink("/nowhere/control.sock", relay.state().join("control.sock")).unwrap();
+    relay.env("RUNTIME_DIRECTORY", &relay_env);
+    relay.run();
+    assert!(runtime.join("control.sock").exists());
+    let output = Command::new(BINARY)
+        .args([
+            "queue",
+            "list",
+            "--json",
+            "--config",
+            relay.config().to_str().unwrap(),
+        ])
+        .env_remove("RUNTIME_DIRECTORY")
+        .output()
+        .unwrap();
+    assert_eq!(json(&output), serde_json::json!([]));
+}
+
+#[test]
+fn a_second_relay_and_a_busy_port_fail_with_1() {
+    let relay = Relay::start(&config());
+    let second = relay.cli(&["run"]);
+    assert_eq!(second.status.code(), Some(1), "{}", err(&second));
+    assert!(
+        err(&second).contains("another ftm-relay"),
+        "{}",
+        err(&second)
+    );
+
+    let mut busy = config().replace("\"state\"", "\"elsewhere\"");
+    busy = busy.replace(
+        "127.0.0.1:0\"\n[[listen]]",
+        &format!("{}\"\n[[listen]]", relay.http()),
+    );
+    let other = Relay::prepare(&busy);
+    let output = other.cli(&["run"]);
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(
+        err(&output).contains("[http] can't be bound"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn send_test_says_how_it_went() {
+    let refused = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let config = config()
+        + &format!(
+            "[channel.away]\ntype = \"smtp\"\nhost = \"127.0.0.1\"\nport = {refused}\ntls = \"none\"\nfrom = \"a@example.com\"\n\
+             [channel.unread]\ntype = \"webhook\"\nurl = {{ credential = \"hook\" }}\n"
+        );
+    let relay = Relay::prepare(&config);
+    let send = |channel: &str| {
+        relay.cli(&[
+            "send-test",
+            "--channel",
+            channel,
+            "--to",
+            "alice@example.com",
+            "--json",
+        ])
+    };
+    let done = json(&send("mail"));
+    assert_eq!(done["accepted"], true);
+    assert!(done["transcript"].is_array() && done["result"].is_string());
+    let (_, mail) = Relay::files(&relay.dir.path().join("mail")).remove(0);
+    assert!(
+        String::from_utf8_lossy(&mail)
+            .to_lowercase()
+            .contains("test")
+    );
+
+    let away = send("away");
+    assert_eq!(away.status.code(), Some(1));
+    let said: Value = serde_json::from_slice(&away.stdout).unwrap();
+    assert_eq!(said["accepted"], false);
+
+    let unread = send("unread");
+    assert_eq!(unread.status.code(), Some(1));
+    assert!(
+        err(&unread).contains("the secrets of the channel"),
+        "{}",
+        err(&unread)
+    );
+    let unknown = send("mial");
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(
+        err(&unknown).contains("there is no [channel.mial]"),
+        "{}",
+        err(&unknown)
+    );
+}
+
+#[test]
+fn a_simulated_activation_arrives() {
+    let relay = Relay::start(&config());
+    for (at, to) in [
+        ("udp", relay.udp()),
+        ("tcp", relay.tcp()),
+        ("tcp+lf", relay.tcp()),
+    ] {
+        let output = Command::new(BINARY)
+            .args([
+                "simulate",
                 "--to",
-                "alice@example.com"
+                &format!("{at}://{to}"),
+                "--user",
+                at,
+                "--noise",
+                "3",
+                "--json",
             ])
-            .status
-            .code(),
-        Some(1)
-    );
-    assert_eq!(
-        relay
-            .cli(&["send-test", "--channel", "file", "--to", "nobody"])
-            .status
-            .code(),
-        Some(2)
-    );
+            .output()
+            .unwrap();
+        let sent = json(&output);
+        assert_eq!(
+            (&sent["activations"], &sent["lines"]),
+            (&1.into(), &4.into())
+        );
+    }
+    until("three mails", || {
+        (Relay::files(&relay.dir.path().join("mail")).len() == 3).then_some(())
+    });
+}
+
+#[test]
+fn keys_completions_and_manual_are_printed() {
+    let run = |args: &[&str]| Command::new(BINARY).args(args).output().unwrap();
+    let (one, two) = (run(&["keygen"]), json(&run(&["keygen", "--json"])));
+    assert_ne!(out(&one).trim(), two["key"].as_str().unwrap());
+    let relay = Relay::prepare(&config());
+    let key = format!("{}[outbox]\nkey = \"{}\"\n", config(), out(&one).trim());
+    relay.configure(&key);
+    assert_eq!(relay.cli(&["check"]).status.code(), Some(0));
+    assert!(out(&run(&["completions", "bash"])).contains("send-test"));
+    assert!(out(&run(&["man"])).contains(".TH ftm-relay"));
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    for args in [&["completions", "bash"][..], &["keygen"], &["man"]] {
+        let mut child = Command::new(BINARY)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            (output.status.code(), err(&output).as_str()),
+            (Some(0), ""),
+            "{args:?}"
+        );
+    }
 }
 
 #[test]
 fn the_fortigates_commands_name_the_listener_and_the_wanted_events() {
     let rule = "[[rule]]\nname = \"guest\"\nlogid = [38406]\ncode = 'password (?P<code>\\S+)'\nstage = \"code-sent\"\n";
+    const FILE: &str =
+        "[channel.file]\ntype = \"file\"\npath = \"mail\"\n[[route]]\nto = [\"file\"]\n";
     let relay = Relay::prepare(&format!("{BASE}{FILE}{rule}").replacen(
         "127.0.0.1:0\"\n[[listen]]\nname = \"tcp\"",
         "127.0.0.1:5514\"\n[[listen]]\nname = \"tcp\"",
         1,
     ));
-    let new = said(&relay.cli(&["fortigate-cli", "--fortios", "7.4", "--server", "192.0.2.7"]));
+    let new = out(&relay.cli(&["fortigate-cli", "--fortios", "7.4", "--server", "192.0.2.7"]));
     for wanted in [
         "config log syslogd2 setting",
         "set server \"192.0.2.7\"",
@@ -251,7 +454,7 @@ fn the_fortigates_commands_name_the_listener_and_the_wanted_events() {
         !new.contains("38411"),
         "log-in codes have no business on the wire"
     );
-    let old = said(&relay.cli(&["fortigate-cli", "--fortios", "6.4", "--slot", "3"]));
+    let old = out(&relay.cli(&["fortigate-cli", "--fortios", "6.4", "--slot", "3"]));
     assert!(
         old.contains("config log syslogd3 filter")
             && old.contains("set filter \"logid(32155,32156,32159,38406,38412)\""),
