@@ -100,11 +100,14 @@ fn explain_gives_every_field_of_each_line() {
         (&"no-code".into(), &false.into())
     );
 
-    let other = relay.explain(b"something else", &[]);
+    let mut other = Event::code(1, "alice");
+    other.logid = "0100032001".to_owned();
+    let other = relay.explain(&other.line(), &[]);
     assert_eq!(other["verdict"], "ignore");
     assert!(
-        other["user"].is_null() && other["channels"].is_null() && other["code_found"].is_null()
+        other["code"].is_null() && other["channels"].is_null() && other["code_found"].is_null()
     );
+    assert_eq!(relay.explain(b"something else", &[])["verdict"], "rejected");
 
     let outside = relay.explain(&Event::code(1, "a@b@c").line(), &[]);
     assert_eq!(outside["verdict"], "no-recipient");
@@ -127,7 +130,7 @@ fn explain_checks_the_peer_only_when_it_is_named() {
     assert!(
         relay.explain(&line, &[])["notes"]
             .to_string()
-            .contains("--peer")
+            .contains("was not checked")
     );
     assert_eq!(verdict(&["--peer", "10.20.0.1"]), "relay");
     assert_eq!(verdict(&["--peer", "10.20.0.2"]), "rejected");
