@@ -514,10 +514,10 @@ impl Reader<'_> {
         let value = Spanned::new(span, DeValue::Table(table));
         match kind {
             "udp" => self
-                .read_with(value, &["transport"], |v| Deserialize::deserialize(v))
+                .read_with(value, &["transport"], Deserialize::deserialize)
                 .map(ingest::Config::Udp),
             _ => self
-                .read_with(value, &["transport"], |v| Deserialize::deserialize(v))
+                .read_with(value, &["transport"], Deserialize::deserialize)
                 .map(ingest::Config::Tcp),
         }
     }

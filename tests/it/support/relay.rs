@@ -140,9 +140,9 @@ impl Relay {
         command
             .args(args)
             .current_dir(self.dir.path())
-            .envs(&self.env)
             .env_remove("STATE_DIRECTORY")
-            .env_remove("RUNTIME_DIRECTORY");
+            .env_remove("RUNTIME_DIRECTORY")
+            .envs(&self.env);
         command
     }
 
