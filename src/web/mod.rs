@@ -450,7 +450,7 @@ mod tests {
             "# TYPE ftm_relay_activations_total counter",
             "ftm_relay_activations_total{outcome=\"relay\"} 1",
             "# TYPE ftm_relay_build_info gauge",
-            "# TYPE ftm_relay_delivery_seconds histogram",
+            "# TYPE ftm_relay_config_reload_success gauge",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
