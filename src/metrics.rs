@@ -83,6 +83,7 @@ macro_rules! table {
                 let mut registry = Registry::with_prefix("ftm_relay");
                 let metrics = Self { $($field: $new),+ };
                 $(registry.register($name, $help, metrics.$field.clone());)+
+                metrics.begin();
                 registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
                 (metrics, registry)
             }
@@ -144,7 +145,30 @@ impl ListenerMetrics {
     }
 }
 
+/// What becomes of a token event at intake.
+const INTAKE: [&str; 4] = ["relay", "no_code", "duplicate", "rejected"];
+/// How an activation ends.
+const ENDS: [&str; 7] = [
+    "accepted",
+    "no_recipient",
+    "superseded",
+    "held",
+    "expired",
+    "cancelled",
+    "failed",
+];
+
 impl Metrics {
+    /// Counters that exist from the start, so that an alert on an increase sees the first one.
+    fn begin(&self) {
+        for outcome in INTAKE.map(str::to_owned) {
+            drop(self.activations.get_or_create(&Outcome { outcome }));
+        }
+        for outcome in ENDS.map(str::to_owned) {
+            drop(self.activations_ended.get_or_create(&Outcome { outcome }));
+        }
+    }
+
     /// The counters of one listener; they exist from then on, at zero.
     pub fn listener(&self, name: &str) -> ListenerMetrics {
         let listener = || name.to_owned();

@@ -64,6 +64,7 @@ pub struct Relay {
     path: PathBuf,
     state_dir: PathBuf,
     outbox_settings: outbox::Settings,
+    http: Option<web::Config>,
     reader: Arc<Reader>,
     frames: FrameReceiver,
     intake: Intake,
@@ -158,11 +159,12 @@ impl Relay {
             dispatcher: Arc::clone(&dispatcher),
         });
         let settings = watch::Sender::new(Arc::new(config.dispatch));
-        let (state_dir, outbox_settings) = (config.state_dir, config.outbox);
+        let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
         Ok(Self {
             path,
             state_dir,
             outbox_settings,
+            http,
             reader,
             frames,
             intake,
@@ -192,8 +194,10 @@ impl Relay {
         let after_intake = CancellationToken::new();
         let at_last = CancellationToken::new();
 
+        // The page outlives what it tells of: while the rest drains, /readyz says so.
+        let mut watching: JoinSet<anyhow::Result<()>> = JoinSet::new();
         if let Some(web) = self.web.take() {
-            tasks.spawn(web.serve(Arc::clone(&self.view), at_last.clone()));
+            watching.spawn(web.serve(Arc::clone(&self.view), at_last.clone()));
         }
         let reader: Arc<dyn Operator> = Arc::clone(&self.reader) as _;
         let door = self.door;
@@ -233,7 +237,7 @@ impl Relay {
                 () = shutdown.cancelled() => break Ok(()),
                 Some(()) = reload.recv() => {
                     let reloaded = reloading(
-                        &self.path, &self.state_dir, &self.outbox_settings, &mut self.listeners,
+                        &self.path, (&self.state_dir, &self.outbox_settings, &self.http), &mut self.listeners,
                         &mut ways_in, &self.intake, &self.reader, &self.settings,
                     );
                     match reloaded {
@@ -252,6 +256,10 @@ impl Relay {
                     Ok(Ok(())) => {}
                     Ok(Err(e)) => break Err(e.context("a listener failed")),
                     Err(e) => break Err(e.into()),
+                },
+                Some(ended) = watching.join_next() => break match ended {
+                    Ok(ended) => ended.and_then(|()| Err(anyhow::anyhow!("the page ended by itself"))),
+                    Err(e) => Err(e.into()),
                 },
                 Some(ended) = tasks.join_next() => break match ended {
                     Ok(Ok(())) => Err(anyhow::anyhow!("a task ended by itself")),
@@ -284,8 +292,9 @@ impl Relay {
                 }
             }
             after_intake.cancel();
-            at_last.cancel();
             while tasks.join_next().await.is_some() {}
+            at_last.cancel();
+            while watching.join_next().await.is_some() {}
         })
         .await;
         match drained {
@@ -330,14 +339,9 @@ fn serve(
 }
 
 /// Takes a new configuration, or says why not and changes nothing.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parts of one relay, borrowed apart so that its tasks can go on"
-)]
 fn reloading(
     path: &std::path::Path,
-    state_dir: &std::path::Path,
-    outbox_settings: &outbox::Settings,
+    (state_dir, outbox_settings, http): (&std::path::Path, &outbox::Settings, &Option<web::Config>),
     listeners: &mut HashMap<Key, Listening>,
     ways_in: &mut JoinSet<anyhow::Result<()>>,
     intake: &Intake,
@@ -351,8 +355,11 @@ fn reloading(
     let Some(config) = loaded.config else {
         bail!("it has problems, see above")
     };
-    if config.state_dir != state_dir || !config.outbox.same_store(outbox_settings) {
-        bail!("state_dir and [outbox] change only with a restart");
+    if config.state_dir != state_dir
+        || !config.outbox.same_store(outbox_settings)
+        || config.http != *http
+    {
+        bail!("state_dir, [http] and [outbox] change only with a restart");
     }
     // Whatever can fail comes first.
     let mut new = Vec::new();

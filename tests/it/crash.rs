@@ -132,3 +132,30 @@ async fn sigterm_finishes_what_is_under_way_and_loses_nothing() {
         "what was under way was finished, not broken off"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_it_drains_it_lives_and_is_not_ready() {
+    let (let_go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let sink = HttpSink::start(move |_| {
+        // Until the test has seen enough and drops its end.
+        assert!(wait.lock().unwrap().recv().is_err());
+        reply(204, "")
+    })
+    .await;
+    let mut relay = Relay::start(&format!(
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}\"\n[[route]]\nto = [\"hook\"]\n",
+        sink.url("/")
+    ));
+    relay.send_udp(&Event::code(1, "alice").line());
+    until("the try to be under way", || {
+        (!sink.requests().is_empty()).then_some(())
+    });
+    relay.signal(rustix::process::Signal::TERM);
+    until("the relay not to be ready", || {
+        (relay.get("/readyz").0 == 503).then_some(())
+    });
+    assert_eq!(relay.get("/livez").0, 200);
+    drop(let_go);
+    assert_eq!(relay.wait(), 0);
+}
