@@ -178,11 +178,6 @@ impl Relay {
         })
     }
 
-    /// Where the page is, for tests that asked for port 0.
-    pub fn http_address(&self) -> Option<SocketAddr> {
-        self.web.as_ref().map(web::Server::local_addr)
-    }
-
     /// Runs until `shutdown` or until a task fails; each message of `reload` reads the configuration again.
     pub async fn run(
         mut self,

@@ -235,11 +235,6 @@ impl Config {
         }
     }
 
-    /// Whether a socket bound for `self` serves `other` too, so that a reload need not close it.
-    pub fn same_socket(&self, other: &Self) -> bool {
-        self.transport() == other.transport() && self.address() == other.address()
-    }
-
     /// Says what can't be right.
     pub fn build(&self, check: &mut Check) {
         if let Self::Udp(Udp {

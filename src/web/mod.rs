@@ -121,7 +121,6 @@ impl View {
 /// The bound web server.
 pub struct Server {
     listener: TcpListener,
-    address: SocketAddr,
 }
 
 impl Server {
@@ -132,12 +131,7 @@ impl Server {
             .with_context(|| format!("[http] can't be bound to {}", config.listen))?;
         let address = listener.local_addr()?;
         info!("Page, health and metrics on http://{address}/");
-        Ok(Self { listener, address })
-    }
-
-    /// The address it got.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        Ok(Self { listener })
     }
 
     /// Serves until `shutdown`.
