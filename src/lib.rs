@@ -22,7 +22,7 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | [`secret`], [`settings`], [`glob`], [`metrics`] | used everywhere, import nothing |
+//! | [`secret`], [`settings`], [`tls`], [`glob`], [`metrics`] | used everywhere, import nothing of ours but each other |
 //! | [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
@@ -39,6 +39,7 @@ pub mod glob;
 pub mod metrics;
 pub mod secret;
 pub mod settings;
+pub mod tls;
 
 pub mod frame;
 pub mod ingest;

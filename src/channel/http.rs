@@ -18,11 +18,11 @@ use toml::Spanned;
 
 use crate::channel::Attempt;
 use crate::channel::SendError;
-use crate::channel::tls;
 use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::Span;
+use crate::tls;
 
 /// So much of an answer is read; no provider says more.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;

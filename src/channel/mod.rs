@@ -24,7 +24,6 @@ pub mod mail;
 pub mod slack;
 pub mod smtp;
 pub mod teams;
-pub mod tls;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.

@@ -30,6 +30,7 @@ const TABLE: &[(&str, May)] = &[
     ("systemd", Import(&[])),
     // How configuration is read, and what is spoken about.
     ("settings", Import(&["secret"])),
+    ("tls", Import(&["settings"])),
     ("recipients", Import(&["settings"])),
     ("activation", Import(&["secret"])),
     ("message", Import(&["secret"])),
@@ -60,7 +61,7 @@ const TABLE: &[(&str, May)] = &[
         ]),
     ),
     // From an activation to a person.
-    ("channel", Import(&["message", "secret", "settings"])),
+    ("channel", Import(&["message", "secret", "settings", "tls"])),
     (
         "outbox",
         Import(&["activation", "channel", "message", "secret", "settings"]),

@@ -27,8 +27,8 @@ use super::dialogue::Dialogue;
 use super::dialogue::Reply;
 use super::dialogue::Stream;
 use crate::channel::Attempt;
-use crate::channel::tls::certificate_error;
 use crate::secret::Secret;
+use crate::tls::certificate_error;
 
 /// So many addresses of one name are tried.
 const MAX_ADDRESSES: usize = 8;
