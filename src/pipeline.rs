@@ -146,6 +146,11 @@ impl Pipeline {
         if let Err(reason) = self.admit(frame, &recognised, &mut reading.notes) {
             return Verdict::Rejected(reason);
         }
+        if record.is_torn() {
+            return Verdict::Rejected(
+                "a quote in the message has no partner; this may be the rest of another message that a line feed has cut in two".to_owned(),
+            );
+        }
         if record.is_doubtful() {
             reading.notes.push(
                 "a backslash before a quote can be read in two ways; the one that makes sense was taken".to_owned(),
