@@ -49,6 +49,7 @@ pub use intake::Outcome;
 pub use intake::Reply;
 pub use network::Network;
 pub use stitch::Stitch;
+pub use stitch::record_of as record_of_stitch;
 pub use tls::Tls;
 
 /// The values of `transport`, one for each variant of [`Config`].

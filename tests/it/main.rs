@@ -10,6 +10,7 @@ mod detection; // a line becomes an activation, or does not
 mod directory; // who the person is
 mod dispatch; // cases, fallbacks, escalations
 mod forged; // text that spells an event is none
+mod fuzz; // what the fuzzers start from and found
 mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
