@@ -16,7 +16,9 @@ mod postfix; // a real mail relay
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
 mod smtp; // an SMTP server that misbehaves
+mod stitch; // records by HTTP, answered once they are committed
 mod syslog; // bytes become records
 mod template; // what people read
+mod tls; // syslog over TLS, and who may speak
 mod web; // page, health, metrics
 mod webhook; // HTTP channels
