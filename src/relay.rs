@@ -192,6 +192,8 @@ impl Relay {
         let after_intake = CancellationToken::new();
         let at_last = CancellationToken::new();
 
+        // Before anybody can look.
+        self.reader.metrics.config_reload_success.set(1);
         // The page outlives what it tells of: while the rest drains, /readyz says so.
         let mut watching: JoinSet<anyhow::Result<()>> = JoinSet::new();
         if let Some(web) = self.web.take() {
@@ -223,7 +225,6 @@ impl Relay {
                 .map(|l| l.config.load_full())
                 .collect(),
         );
-        self.reader.metrics.config_reload_success.set(1);
         info!(
             "Ready: {} listeners, state in {}",
             self.listeners.len(),

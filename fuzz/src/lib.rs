@@ -68,7 +68,11 @@ fn take(decoder: &mut Decoder, all: &mut Vec<Option<Vec<u8>>>, limit: usize) {
     while let Some(event) = decoder.next() {
         all.push(match event {
             Event::Frame(frame) => {
-                assert!(!frame.is_empty() && frame.len() <= limit, "{} bytes", frame.len());
+                assert!(
+                    !frame.is_empty() && frame.len() <= limit,
+                    "{} bytes",
+                    frame.len()
+                );
                 Some(frame.to_vec())
             }
             _ => None,
@@ -155,8 +159,14 @@ fn read(bytes: &[u8]) {
         received_at: Timestamp::UNIX_EPOCH,
     });
     if let Verdict::Wanted(activation) = reading.verdict {
-        assert!(READER.gate.passes(bytes), "the gate turns away what is wanted");
-        assert!(!activation.user.chars().any(char::is_control), "a user's name on several lines");
+        assert!(
+            READER.gate.passes(bytes),
+            "the gate turns away what is wanted"
+        );
+        assert!(
+            !activation.user.chars().any(char::is_control),
+            "a user's name on several lines"
+        );
     }
 }
 
@@ -167,7 +177,10 @@ pub fn config(data: &[u8]) {
         std::env::temp_dir().join(name)
     });
     // A file may name others; not those that never end.
-    if data.windows(4).any(|four| four == b"/dev" || four == b"/pro") {
+    if data
+        .windows(4)
+        .any(|four| four == b"/dev" || four == b"/pro")
+    {
         return;
     }
     std::fs::write(&*FILE, data).expect("a file for the configuration");
@@ -175,7 +188,10 @@ pub fn config(data: &[u8]) {
     assert_eq!(loaded.config.is_none(), loaded.report.has_problems());
     let lines = data.iter().filter(|byte| **byte == b'\n').count() + 1;
     for found in loaded.report.0 {
-        assert!(found.line.is_none_or(|line| (1..=lines).contains(&line)), "{found}");
+        assert!(
+            found.line.is_none_or(|line| (1..=lines).contains(&line)),
+            "{found}"
+        );
         assert!(!found.text.is_empty());
     }
 }
