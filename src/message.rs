@@ -42,3 +42,10 @@ pub struct Notification {
     /// Nothing may be sent from here on.
     pub expires_at: Timestamp,
 }
+
+impl Notification {
+    /// The code, where the notification shows it.
+    pub fn code(&self) -> Option<&str> {
+        self.event["data"]["code"].as_str()
+    }
+}

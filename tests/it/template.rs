@@ -20,6 +20,7 @@ use ftm_relay::template::TEST_CODE;
 use ftm_relay::template::Templates;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
+use proptest::prelude::*;
 
 const CODE: &str = "EEIOTCU3LENEDJMR";
 
@@ -249,6 +250,11 @@ fn the_language_is_the_persons_then_the_routes_then_english() {
         (Some("xx"), Some("de"), "de"),
         (Some("xx, de;q=0.5"), None, "de"),
         (Some("x"), Some("deu"), "en"),
+        (Some("pt-BR"), None, "pt"),
+        (Some("fr_CA.UTF-8"), None, "fr"),
+        (Some("ca_ES@valencia, es_ES@euro"), None, "es"),
+        (Some("zh-Hant-TW"), Some("ja"), "ja"),
+        (Some("ar-EG"), None, "ar"),
         (Some(""), None, "en"),
     ] {
         let style = Style {
@@ -384,10 +390,230 @@ fn a_bad_template_is_named_with_file_and_line() {
             "{want}\n{findings:#?}"
         );
     }
-    let (built, findings) = with_files(&[("activation.en.text", "x")]);
-    assert!(built.is_some());
-    assert_eq!(findings[0].0, Weight::Warning);
-    assert!(findings[0].1.contains("is not used"));
+}
+
+#[test]
+fn a_file_that_is_no_template_is_named_with_the_name_it_should_have() {
+    for (name, want) in [
+        (
+            "activation.en.text",
+            "templates have names such as activation.en.txt",
+        ),
+        ("Activation.DE.txt", "name it activation.de.txt"),
+        ("notice.pt_br.subject", "name it notice.pt-BR.subject"),
+        ("activation.fr.html.j2", "name it activation.fr.html"),
+        ("Layout.html", "name it layout.html"),
+    ] {
+        let (built, findings) = with_files(&[(name, "x")]);
+        assert!(built.is_some(), "{name}");
+        let [(Weight::Warning, text)] = findings.as_slice() else {
+            panic!("{name}: {findings:?}");
+        };
+        assert!(
+            text.contains("is not used") && text.contains(want),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_regional_language_needs_only_the_files_that_differ() {
+    let (built, findings) = with_files(&[("activation.de-AT.sms", "Servus! {{ code }}")]);
+    assert_eq!(findings, []);
+    let (templates, zone) = (built.unwrap(), berlin());
+    for (language, short, names) in [
+        ("de-AT", format!("Servus! {CODE}"), "de-AT"),
+        ("de-CH", String::new(), "de"),
+    ] {
+        let note = templates
+            .activation(
+                &activation(),
+                Some(&alice(Some(language))),
+                &style(&zone, true),
+            )
+            .unwrap();
+        assert_eq!(note.language, names);
+        assert!(note.short.starts_with(&short) && note.text.starts_with("Guten Tag"));
+    }
+}
+
+/// The characters of an SMS that isn't sent as UCS-2 (3GPP TS 23.038), those that cost one septet.
+const GSM: &str = "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà";
+
+#[test]
+fn the_short_text_fits_into_two_segments_of_an_sms() {
+    let zone = TimeZone::get("America/Sao_Paulo").unwrap();
+    for language in built_in().languages() {
+        let person = alice(Some(language));
+        let longest = Activation {
+            user: "alice.b.example".to_owned(),
+            ..activation()
+        };
+        let note = built_in()
+            .activation(&longest, Some(&person), &style(&zone, true))
+            .unwrap();
+        let room = match note.short.chars().all(|c| GSM.contains(c)) {
+            true => 2 * 153,
+            false => 2 * 67,
+        };
+        let units = note.short.encode_utf16().count();
+        assert!(units <= room, "{units} of {room}: {}", note.short);
+        for wanted in ["alice.b.example", CODE, "2026-11-26 07:22 UTC-03:00"] {
+            assert!(note.short.contains(wanted), "{}", note.short);
+        }
+    }
+}
+
+#[test]
+fn names_that_are_long_or_look_like_hosts_are_cut_in_the_short_text() {
+    let zone = berlin();
+    let odd = Activation {
+        user: "a".repeat(500),
+        device: Device {
+            name: "evil.example.com".to_owned(),
+            ..activation().device
+        },
+        ..activation()
+    };
+    let note = built_in()
+        .activation(&odd, None, &style(&zone, true))
+        .unwrap();
+    assert!(
+        note.short.contains("(evil):") && note.short.len() < 250,
+        "{}",
+        note.short
+    );
+}
+
+#[test]
+fn an_escalation_speaks_the_languages_and_passes_on_what_it_doesnt_know() {
+    let zone = berlin();
+    let style = Style {
+        language: Some("de"),
+        ..style(&zone, false)
+    };
+    for (reason, want) in [
+        (
+            "suspended:mail",
+            "Der Kanal mail ist ausgesetzt, bis ein Administrator eingreift",
+        ),
+        (
+            "of-tomorrow",
+            "A code was sent, but the log does not show it",
+        ),
+    ] {
+        let escalation = Escalation {
+            reason: reason.to_owned(),
+            ..escalation()
+        };
+        let note = built_in()
+            .escalation(&escalation, activation().expires_at, &style)
+            .unwrap();
+        assert!(note.text.starts_with(want), "{}", note.text);
+        assert_eq!(note.subject, format!("FortiToken-Relay: {want} (12-mal)"));
+    }
+}
+
+/// What somebody writes who wants to be more than a name.
+fn hostile() -> impl Strategy<Value = String> {
+    let pieces = proptest::sample::select(vec![
+        "\r\nBcc: eve@evil.example\r\n\r\n",
+        "\n\n",
+        "\u{85}",
+        "\u{2028}",
+        "\0",
+        "\u{1b}[2J",
+        "\u{202e}",
+        "\u{2066}",
+        "\u{2068}",
+        "\u{2060}",
+        "\u{200b}",
+        "\u{feff}",
+        "<b>",
+        "</title><script>",
+        "\"'><img src=x>",
+        "&lt;",
+        "<!-- qr: x -->",
+        " -->",
+        "]]>",
+        "<!channel>",
+        "<https://evil.example|x>",
+        "[x](https://evil.example)",
+        "*b*",
+        "_i_",
+        "`c`",
+        "~s~",
+        "@here",
+        "www.evil.example",
+        "http://evil.example/a",
+        "evil.example/x?y",
+        "mailto:eve@evil.example",
+        "evil.example",
+        "{{ code }}",
+        "{% raw %}",
+        "=?utf-8?q?x?=",
+        "محمد",
+        "🦀",
+        "日本",
+        "jane.doe",
+        "EXAMPLE\\",
+        " ",
+    ]);
+    let piece = prop_oneof![
+        4 => pieces.prop_map(str::to_owned),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    // It begins with a letter, so that something is left of it.
+    proptest::collection::vec(piece, 0..12).prop_map(|pieces| format!("x{}", pieces.concat()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn what_others_choose_stays_a_value_in_a_text(
+        user in hostile(),
+        name in hostile(),
+        device in hostile(),
+        vdom in hostile(),
+        language in proptest::sample::select(built_in().languages()),
+        reveal in any::<bool>(),
+    ) {
+        let zone = berlin();
+        let render = |user: &str, name: &str, device: &str, vdom: &str| {
+            let activation = Activation {
+                user: user.to_owned(),
+                device: Device { id: device.to_owned(), name: device.to_owned(), vdom: vdom.to_owned() },
+                ..activation()
+            };
+            let person = Recipient { name: Some(name.to_owned()), ..alice(Some(&language)) };
+            built_in().activation(&activation, Some(&person), &style(&zone, reveal)).unwrap()
+        };
+        let (got, plain) = (render(&user, &name, &device, &vdom), render("x", "x", "x", "x"));
+
+        let whole = [&got.subject, &got.text, &got.html, &got.chat.concat(), &got.short].map(String::as_str).concat();
+        prop_assert!(!whole.contains(|c: char| c.is_control() && c != '\n'), "{whole:?}");
+        let marks = ['\u{202a}', '\u{202b}', '\u{202d}', '\u{202e}', '\u{2060}', '\u{2066}', '\u{2067}', '\u{200b}'];
+        prop_assert!(!whole.contains(marks), "{whole:?}");
+        for link in ["://", "www.evil", "evil.example/", "mailto:eve"] {
+            prop_assert!(!whole.contains(link), "{link} in {whole:?}");
+        }
+        // Nobody links the title.
+        let (_, body) = got.html.split_once("<body").unwrap();
+        prop_assert!(!body.contains("evil.example"), "{body}");
+
+        // As many lines, paragraphs and tags as with plain names.
+        prop_assert!(!got.subject.contains('\n'));
+        prop_assert_eq!(got.text.lines().count(), plain.text.lines().count());
+        prop_assert_eq!(got.chat.len(), plain.chat.len());
+        prop_assert_eq!(got.short.lines().count(), plain.short.lines().count());
+        let html = got.html.replace("<span>.</span>", ".");
+        for mark in ['<', '>', '"'] {
+            prop_assert_eq!(html.matches(mark).count(), plain.html.matches(mark).count(), "{}", html);
+        }
+        let (opened, closed) = (whole.matches('\u{2068}').count(), whole.matches('\u{2069}').count());
+        prop_assert_eq!(opened, closed);
+    }
 }
 
 #[test]
