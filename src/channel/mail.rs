@@ -4,11 +4,15 @@ use std::time::SystemTime;
 
 use lettre::Address;
 use lettre::Message;
+use lettre::message::Attachment;
 use lettre::message::Mailbox;
 use lettre::message::MultiPart;
+use lettre::message::SinglePart;
+use lettre::message::header::ContentType;
 use lettre::message::header::HeaderName;
 use lettre::message::header::HeaderValue;
 
+use crate::channel::qr;
 use crate::message::Notification;
 use crate::message::Recipient;
 
@@ -19,6 +23,8 @@ pub struct Sender {
     pub from: Mailbox,
     /// Where an answer goes, if not to the author.
     pub reply_to: Option<Mailbox>,
+    /// Whether a code is also shown as an image.
+    pub qr: bool,
 }
 
 /// Longer names are cut: a header is no place for a novel.
@@ -89,16 +95,33 @@ pub fn build(
         message = message.raw_header(raw("Content-Language", &note.language));
     }
     let bytes = message
-        .multipart(MultiPart::alternative_plain_html(
-            lines(&note.text),
-            lines(&note.html),
-        ))
+        .multipart(bodies(sender, note))
         .map_err(|e| format!("the message can't be built: {e}"))?
         .formatted();
     if !bytes.is_ascii() {
         return Err("the message can't be built: it is not 7-bit text".to_owned());
     }
     Ok(bytes)
+}
+
+/// The text, and the HTML with its image where one is wanted: as an inline part, since programs block what lies elsewhere.
+fn bodies(sender: &Sender, note: &Notification) -> MultiPart {
+    let image = || {
+        let code = note.code().filter(|_| sender.qr)?;
+        Some((qr::place(&note.html)?, qr::png(code)?))
+    };
+    let Some((html, png)) = image() else {
+        return MultiPart::alternative_plain_html(lines(&note.text), lines(&note.html));
+    };
+    let kind = ContentType::parse("image/png").expect("a content type");
+    let (id, name) = (qr::CONTENT_ID.to_owned(), qr::FILE_NAME.to_owned());
+    MultiPart::alternative()
+        .singlepart(SinglePart::plain(lines(&note.text)))
+        .multipart(
+            MultiPart::related()
+                .singlepart(SinglePart::html(lines(&html)))
+                .singlepart(Attachment::new_inline_with_name(id, name).body(png, kind)),
+        )
 }
 
 /// The same over all tries, so that a receiver can drop a duplicate.
@@ -164,6 +187,7 @@ mod tests {
             text: "Your code:\nEEIOTCU3LENEDJMR\n".to_owned(),
             html: "<p>Your code: EEIOTCU3LENEDJMR</p>".to_owned(),
             chat: Vec::new(),
+            short: String::new(),
             event: serde_json::Value::Null,
             language: "en".to_owned(),
             expires_at: jiff::Timestamp::UNIX_EPOCH,
@@ -174,6 +198,7 @@ mod tests {
         let sender = Sender {
             from: mailbox("IT Service Desk <servicedesk@example.com>").unwrap(),
             reply_to: Some(mailbox("help@example.com").unwrap()),
+            qr: false,
         };
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_795_429_351);
         String::from_utf8(build(&sender, to, note, now).unwrap()).unwrap()

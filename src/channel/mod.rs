@@ -21,6 +21,7 @@ use crate::settings::Period;
 pub mod file;
 pub mod http;
 pub mod mail;
+pub mod qr;
 pub mod slack;
 pub mod smtp;
 pub mod teams;

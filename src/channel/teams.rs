@@ -155,6 +155,7 @@ mod tests {
             text: String::new(),
             html: String::new(),
             chat: vec![paragraph.to_owned(); 20],
+            short: String::new(),
             event: Value::Null,
             language: "en".to_owned(),
             expires_at: jiff::Timestamp::MAX,

@@ -17,6 +17,7 @@ mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
+mod qr; // the image of a code, read back
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
 mod simulate; // a FortiGate that is none

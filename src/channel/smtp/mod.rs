@@ -95,6 +95,8 @@ pub struct Config {
     ca_file: Option<Spanned<PathBuf>>,
     to: Option<Spanned<String>>,
     ehlo: Option<Spanned<String>>,
+    #[serde(default)]
+    qr: bool,
 }
 
 /// A relay, and what every mail to it has in common.
@@ -177,6 +179,7 @@ impl Config {
             sender: mail::Sender {
                 from,
                 reply_to: transposed(reply_to)?,
+                qr: self.qr,
             },
             to: transposed(to)?,
             park: Arc::default(),
