@@ -11,6 +11,8 @@ use serde::Deserialize;
 use serde::Deserializer;
 use toml::Spanned;
 
+use crate::channel::pace::MAX_TURNS;
+use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Redactor;
@@ -21,6 +23,7 @@ use crate::settings::Period;
 pub mod file;
 pub mod http;
 pub mod mail;
+pub mod pace;
 pub mod slack;
 pub mod smtp;
 pub mod teams;
@@ -33,6 +36,7 @@ pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams"];
 pub const COMMON_KEYS: &[&str] = &[
     "timeout",
     "concurrency",
+    "pace",
     "on_uncertain",
     "reveal",
     "time_zone",
@@ -51,6 +55,8 @@ pub struct Common {
     /// Deliveries in flight at once.
     #[serde(default = "default_concurrency")]
     pub concurrency: Spanned<usize>,
+    /// At most so many messages in such a time, beside what the provider is known to allow.
+    pub pace: Option<Spanned<Rate>>,
     /// What to do when nobody knows whether the peer took it.
     #[serde(default)]
     pub on_uncertain: OnUncertain,
@@ -73,6 +79,7 @@ impl Default for Common {
         Self {
             timeout: default_timeout(),
             concurrency: default_concurrency(),
+            pace: None,
             on_uncertain: OnUncertain::default(),
             reveal: None,
             time_zone: None,
@@ -117,6 +124,8 @@ pub struct Channel {
     pub reveals: bool,
     /// Deliveries in flight at once.
     pub concurrency: usize,
+    /// At most so many messages in such a time: all of these.
+    pub rates: Vec<Rate>,
     /// For one step of a try.
     pub timeout: Duration,
     /// What to do when nobody knows whether the peer took it.
@@ -169,6 +178,15 @@ impl Config {
         }
     }
 
+    /// What the provider is known to allow the channel as a whole.
+    fn rates(&self) -> &'static [Rate] {
+        match self {
+            Self::Smtp(_) | Self::File(_) | Self::Webhook(_) => &[],
+            Self::Slack(slack) => slack.rates(),
+            Self::Teams(_) => teams::RATES,
+        }
+    }
+
     /// Whether it shows the code. A place that others read doesn't, unless the configuration says so.
     pub fn reveals(&self, common: &Common) -> bool {
         let default = match self {
@@ -204,6 +222,16 @@ impl Config {
                 format!("concurrency is a number from 1 to {MAX_CONCURRENCY}"),
             );
         }
+        let mut rates = self.rates().to_vec();
+        if let Some(pace) = &common.pace {
+            if pace.get_ref().count > MAX_TURNS {
+                check.problem(
+                    pace.span(),
+                    format!("a pace counts at most {MAX_TURNS} messages; write it for a shorter time, such as \"10/s\""),
+                );
+            }
+            rates.push(*pace.get_ref());
+        }
         let time_zone = time_zone(common.time_zone.as_ref(), check);
         let built = match self {
             Self::Smtp(config) => config.build(timeout, check).map(|c| Built {
@@ -233,6 +261,7 @@ impl Config {
             needs_person,
             reveals,
             concurrency,
+            rates,
             timeout,
             on_uncertain: common.on_uncertain,
             time_zone: time_zone?,

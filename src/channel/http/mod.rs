@@ -35,7 +35,7 @@ use crate::tls;
 /// So much of an answer is read; no provider says more.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// The longest Retry-After that is believed.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Shorter than any server keeps an idle connection, so that none closes just as a request goes out and leaves its outcome unknown.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
 
