@@ -25,12 +25,13 @@ pub mod http;
 pub mod mail;
 pub mod pace;
 pub mod slack;
+pub mod sms;
 pub mod smtp;
 pub mod teams;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "sms"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
@@ -110,6 +111,8 @@ pub enum Config {
     Slack(slack::Config),
     /// `type = "teams"`
     Teams(teams::Config),
+    /// `type = "sms"`
+    Sms(Box<sms::Config>),
 }
 
 /// A way out, ready to be used.
@@ -153,6 +156,7 @@ impl Config {
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
             "teams" => teams::Config::deserialize(keys).map(Self::Teams),
+            "sms" => sms::Config::deserialize(keys).map(|sms| Self::Sms(Box::new(sms))),
             _ => return None,
         })
     }
@@ -165,6 +169,7 @@ impl Config {
             Self::Webhook(_) => "webhook",
             Self::Slack(_) => "slack",
             Self::Teams(_) => "teams",
+            Self::Sms(_) => "sms",
         }
     }
 
@@ -174,6 +179,7 @@ impl Config {
             Self::Smtp(smtp) => !smtp.shared(),
             Self::File(file) => !file.shared(),
             Self::Webhook(_) | Self::Teams(_) => false,
+            Self::Sms(_) => true,
             Self::Slack(slack) => slack.needs_person(),
         }
     }
@@ -181,6 +187,8 @@ impl Config {
     /// What the provider is known to allow the channel as a whole.
     fn rates(&self) -> &'static [Rate] {
         match self {
+            // The provider has a queue of its own.
+            Self::Sms(_) => &[],
             Self::Smtp(_) | Self::File(_) | Self::Webhook(_) => &[],
             Self::Slack(slack) => slack.rates(),
             Self::Teams(_) => teams::RATES,
@@ -190,7 +198,7 @@ impl Config {
     /// Whether it shows the code. A place that others read doesn't, unless the configuration says so.
     pub fn reveals(&self, common: &Common) -> bool {
         let default = match self {
-            Self::File(_) | Self::Webhook(_) => Reveal::Code,
+            Self::File(_) | Self::Webhook(_) | Self::Sms(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
             Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
             Self::Smtp(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
@@ -250,6 +258,10 @@ impl Config {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
             }),
+            Self::Sms(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
             Self::Slack(config) => config.build(timeout, check).map(|c| Built {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
@@ -298,6 +310,7 @@ pub trait Carrier: Send + Sync {
 }
 
 /// One try of one delivery.
+#[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// The person; `None` for a shared place and for a webhook without one.
     pub to: Option<&'a Recipient>,

@@ -241,17 +241,16 @@ impl Endpoint {
         secrets
     }
 
-    /// One POST of JSON, after the commit. An error here means that there was no answer; what an answer means says [`classify`].
+    /// One POST, of JSON unless the headers say otherwise, after the commit. An error here means that there was no answer; what an answer means says [`classify`].
     pub async fn post(
         &self,
         attempt: &Attempt<'_>,
         mut headers: HeaderMap,
         body: Vec<u8>,
     ) -> Result<Answer, SendError> {
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/json; charset=utf-8"),
-        );
+        headers
+            .entry(CONTENT_TYPE)
+            .or_insert(HeaderValue::from_static("application/json; charset=utf-8"));
         // The connection is made by the same call that sends the body, so this is the last moment at which we can ask.
         attempt.commit.commit().await?;
         self.exchange(attempt, headers, body).await
@@ -415,6 +414,13 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
+/// Pairs as a form sends them.
+pub fn form(pairs: &[(&str, &str)]) -> Vec<u8> {
+    let mut url = Url::parse("form:").expect("a scheme alone is a URL");
+    url.query_pairs_mut().extend_pairs(pairs);
+    url.query().unwrap_or_default().as_bytes().to_vec()
+}
+
 fn host(url: &Url) -> Option<String> {
     let host = url.host_str().filter(|host| !host.is_empty())?;
     Some(match url.port() {
@@ -507,5 +513,11 @@ mod tests {
         assert!(carries_credentials("https://host.example/in?sig=x"));
         assert!(carries_credentials("https://user:pw@host.example/in"));
         assert!(carries_credentials("no url"));
+    }
+
+    #[test]
+    fn a_form_is_escaped() {
+        let body = form(&[("email", "a+b&c=d@example.com")]);
+        assert_eq!(body, b"email=a%2Bb%26c%3Dd%40example.com");
     }
 }
