@@ -39,6 +39,8 @@ use crate::settings::SecretSource;
 
 /// Where Slack's API is.
 const API: &str = "https://slack.com/api";
+/// Of an answer: for the rest of it repeats the message and tells about the person.
+const SHOWN: &[&str] = &["error", "needed", "provided"];
 /// Into one conversation.
 const MESSAGES: Rate = pace::rate(1, Duration::from_secs(1));
 /// Of one method that Slack puts into its tier 3.
@@ -134,7 +136,7 @@ impl Config {
                 }
                 let url = check.secret(source)?;
                 let endpoint = Endpoint::build(&url, source.span.clone(), way, check)?;
-                Some(Slack::Place(endpoint))
+                Some(Slack::Place(endpoint.showing(SHOWN)))
             }
             (None, Some(source)) => {
                 let (api, span) = match &self.api {
@@ -153,7 +155,7 @@ impl Config {
                     return None;
                 };
                 authorization.set_sensitive(true);
-                let api = api?;
+                let api = api?.showing(SHOWN);
                 Some(Slack::Bot(Box::new(Bot {
                     lookup: api.method("users.lookupByEmail"),
                     post: api.method("chat.postMessage"),
@@ -189,7 +191,7 @@ impl Carrier for Slack {
             Self::Place(endpoint) => {
                 let body = message(attempt.note).to_string().into_bytes();
                 let answer = endpoint.post(attempt, HeaderMap::new(), body).await?;
-                let said = said(endpoint, attempt, &answer);
+                let said = endpoint.reason(attempt.redactor, &answer);
                 judge(&answer, Whose::Place, &said)?;
                 Ok(Receipt { said })
             }
@@ -218,7 +220,7 @@ impl Bot {
         body["channel"] = member.into();
         let body = body.to_string().into_bytes();
         let answer = self.post.post(attempt, self.headers(), body).await?;
-        let said = said(&self.post, attempt, &answer);
+        let said = self.post.reason(attempt.redactor, &answer);
         if let Err(error) = judge(&answer, Whose::Person, &said) {
             if matches!(error, SendError::Permanent { .. }) {
                 // The id may be an old one.
@@ -246,7 +248,7 @@ impl Bot {
             .lookup
             .ask(attempt, headers, http::form(&[("email", &person.email)]))
             .await?;
-        let said = said(&self.lookup, attempt, &answer);
+        let said = self.lookup.reason(attempt.redactor, &answer);
         let body: Value = answer
             .body
             .as_deref()
@@ -298,24 +300,6 @@ fn is_fresh(member: Option<&str>, at: Instant) -> bool {
         None => UNKNOWN_FOR,
     };
     at.elapsed() < lasts
-}
-
-/// Our sentence about an answer: of Slack's JSON only its verdict, since it repeats the message and tells about the person.
-fn said(endpoint: &Endpoint, attempt: &Attempt<'_>, answer: &Answer) -> String {
-    let parsed = answer.body.as_deref().map(serde_json::from_str::<Value>);
-    let Some(Ok(Value::Object(fields))) = parsed else {
-        return endpoint.reason(attempt.redactor, answer);
-    };
-    let words = ["error", "needed", "provided"]
-        .iter()
-        .filter_map(|key| Some(format!("{key} {}", fields.get(*key)?.as_str()?)))
-        .collect::<Vec<_>>();
-    let short = Answer {
-        status: answer.status,
-        retry_after: answer.retry_after,
-        body: Some(words.join(", ")),
-    };
-    endpoint.reason(attempt.redactor, &short)
 }
 
 /// The notification in Block Kit; `text` is what a phone's lock screen shows, so it has no code.

@@ -28,13 +28,14 @@ use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
 use crate::message::Recipient;
-use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
 
 /// Where Twilio's API is.
 const API: &str = "https://api.twilio.com";
+/// Of an answer: for the rest of it repeats the message and the number.
+const SHOWN: &[&str] = &["sid", "status", "code", "error_code", "message"];
 /// The longest text that is taken; templates stay far below it.
 const MAX_BODY_CHARS: usize = 1_600;
 /// The bounds of ValidityPeriod. Twilio's pages name 14,400 and, of late, 36,000 as the most; what both allow is long enough for a queue.
@@ -104,7 +105,7 @@ impl Config {
         };
         let api = Endpoint::build(&Secret::new(api), span, way, check);
         let (user, password) = login?;
-        let (api, sender) = (api?, sender?);
+        let (api, sender) = (api?.showing(SHOWN), sender?);
         let login = STANDARD.encode(format!("{user}:{}", password.expose()));
         let mut authorization =
             HeaderValue::from_str(&format!("Basic {login}")).expect("base64 can stand in a header");
@@ -203,7 +204,7 @@ impl Carrier for Sms {
             ("AddressRetention", "obfuscate"),
         ]);
         let answer = self.messages.post(&attempt, self.headers(), body).await?;
-        let said = said(&self.messages, &redactor, &answer);
+        let said = self.messages.reason(&redactor, &answer);
         judge(&answer, &said)?;
         Ok(Receipt { said })
     }
@@ -269,27 +270,6 @@ fn text(short: &str) -> String {
         Some((at, _)) => plain[..at].to_owned(),
         None => plain,
     }
-}
-
-/// Our sentence about an answer: of the JSON only its verdict, since it repeats the message and the number.
-fn said(endpoint: &Endpoint, redactor: &Redactor, answer: &Answer) -> String {
-    let Some(fields) = fields(answer) else {
-        return endpoint.reason(redactor, answer);
-    };
-    let words = ["sid", "status", "code", "error_code", "message"]
-        .iter()
-        .filter_map(|key| match fields.get(*key)? {
-            Value::String(text) => Some(format!("{key} {text}")),
-            Value::Number(number) => Some(format!("{key} {number}")),
-            _ => None,
-        })
-        .collect::<Vec<_>>();
-    let short = Answer {
-        status: answer.status,
-        retry_after: answer.retry_after,
-        body: Some(words.join(", ")),
-    };
-    endpoint.reason(redactor, &short)
 }
 
 fn fields(answer: &Answer) -> Option<Value> {
