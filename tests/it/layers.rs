@@ -61,7 +61,10 @@ const TABLE: &[(&str, May)] = &[
         ]),
     ),
     // From an activation to a person.
-    ("channel", Import(&["message", "secret", "settings", "tls"])),
+    (
+        "channel",
+        Import(&["limits", "message", "secret", "settings", "tls"]),
+    ),
     (
         "outbox",
         Import(&["activation", "channel", "message", "secret", "settings"]),

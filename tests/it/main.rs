@@ -21,10 +21,14 @@ mod qr; // the image of a code, read back
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
 mod simulate; // a FortiGate that is none
+mod slack; // people and places in a workspace
+mod sms; // text messages
 mod smtp; // an SMTP server that misbehaves
 mod stitch; // records by HTTP, answered once they are committed
 mod syslog; // bytes become records
+mod teams; // cards to a flow
 mod template; // what people read
 mod tls; // syslog over TLS, and who may speak
 mod web; // page, health, metrics
 mod webhook; // HTTP channels
+mod worker; // one channel over time
