@@ -33,6 +33,8 @@ pub struct Notification {
     pub html: String,
     /// A few short plain-text paragraphs for a chat.
     pub chat: Vec<String>,
+    /// One or two segments of an SMS: who, the code, until when.
+    pub short: String,
     /// The JSON body of a webhook.
     pub event: serde_json::Value,
     /// The language the texts are in, for `Content-Language`.

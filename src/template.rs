@@ -43,6 +43,10 @@ const MAX_TEMPLATE_BYTES: u64 = 64 * 1024;
 const MAX_VALUE_CHARS: usize = 200;
 /// The longest subject.
 const MAX_SUBJECT_CHARS: usize = 150;
+/// The longest name in a short text, which has room for two segments of an SMS.
+const MAX_SHORT_VALUE_CHARS: usize = 24;
+/// The longest short text, whatever a template of the operator says.
+const MAX_SHORT_CHARS: usize = 306;
 /// The most paragraphs a chat gets.
 const MAX_PARAGRAPHS: usize = 20;
 /// The longest paragraph a chat gets; Slack takes 3000.
@@ -62,6 +66,7 @@ macro_rules! language {
             concat!("activation.", $tag, ".txt"),
             concat!("activation.", $tag, ".html"),
             concat!("activation.", $tag, ".chat"),
+            concat!("activation.", $tag, ".sms"),
             concat!("notice.", $tag, ".subject"),
             concat!("notice.", $tag, ".txt"),
             concat!("escalation.", $tag, ".subject"),
@@ -80,11 +85,12 @@ const BUILTIN: &[&[(&str, &str)]] = &[
 ];
 
 /// Kind and part of the files that every language has.
-const PER_LANGUAGE: [(&str, &str); 10] = [
+const PER_LANGUAGE: [(&str, &str); 11] = [
     ("activation", "subject"),
     ("activation", "txt"),
     ("activation", "html"),
     ("activation", "chat"),
+    ("activation", "sms"),
     ("notice", "subject"),
     ("notice", "txt"),
     ("escalation", "subject"),
@@ -160,6 +166,7 @@ struct Texts {
     text: String,
     html: String,
     chat: Vec<String>,
+    short: String,
 }
 
 impl Config {
@@ -418,7 +425,7 @@ impl Templates {
         style: &Style<'_>,
         language: &str,
     ) -> Result<Texts, RenderError> {
-        let show = |text: &str| clean(text, facts.code);
+        let show = |text: &str| clean(text, facts.code, MAX_VALUE_CHARS);
         let when = |at: Timestamp| self.date(at, style.time_zone, language);
         let common = context! {
             lang => language,
@@ -441,11 +448,19 @@ impl Templates {
                 // The subject's context has no code, so that no template can put it there.
                 let subject = self.subject("activation", language, &common)?;
                 let full = context! { code => code, subject => &subject, ..common };
-                let render = |part| self.render(&file("activation", language, part), &full);
+                let brief = context! {
+                    user => clean(facts.user, facts.code, MAX_SHORT_VALUE_CHARS),
+                    device => clean(host_part(&facts.device.name), facts.code, MAX_SHORT_VALUE_CHARS),
+                    expires => brief_date(facts.expires_at, style.time_zone),
+                    ..full.clone()
+                };
+                let render =
+                    |part, values| self.render(&file("activation", language, part), values);
                 Ok(Texts {
-                    text: tidy(&render("txt")?),
-                    html: render("html")?,
-                    chat: paragraphs(&render("chat")?),
+                    text: tidy(&render("txt", &full)?),
+                    html: render("html", &full)?,
+                    chat: paragraphs(&render("chat", &full)?),
+                    short: cut(render("sms", &brief)?.trim().to_owned(), MAX_SHORT_CHARS),
                     subject,
                 })
             }
@@ -459,7 +474,7 @@ impl Templates {
         style: &Style<'_>,
         language: &str,
     ) -> Result<Texts, RenderError> {
-        let show = |text: &str| clean(&without_codes(text), None);
+        let show = |text: &str| clean(&without_codes(text), None, MAX_VALUE_CHARS);
         let text = show(&escalation.text);
         let common = context! {
             lang => language,
@@ -483,6 +498,7 @@ impl Templates {
         let page = context! { subject => &subject, paragraphs => &chat, ..common };
         Ok(Texts {
             html: self.render("paragraphs.html", &page)?,
+            short: subject.clone(),
             subject,
             text,
             chat,
@@ -496,13 +512,6 @@ impl Templates {
 
     fn date(&self, at: Timestamp, zone: &TimeZone, language: &str) -> Result<String, RenderError> {
         let local = at.to_zoned_datetime(zone.clone());
-        let info = zone.to_offset_info(at);
-        let abbreviation = info.abbreviation();
-        let named = abbreviation.bytes().all(|b| b.is_ascii_alphabetic());
-        let zone = match named {
-            true => abbreviation.to_owned(),
-            false => format!("UTC{}", local.strftime("%:z")),
-        };
         let text = self.render(
             &file("date", language, "txt"),
             &context! {
@@ -512,7 +521,7 @@ impl Templates {
                 weekday => local.weekday().to_monday_one_offset(),
                 hour => format!("{:02}", local.hour()),
                 minute => format!("{:02}", local.minute()),
-                zone => zone,
+                zone => zone_name(at, zone),
             },
         )?;
         Ok(bounded(&text, MAX_VALUE_CHARS))
@@ -658,6 +667,7 @@ impl Texts {
             text: self.text,
             html: self.html,
             chat: self.chat,
+            short: self.short,
             event,
             language: language.to_owned(),
             expires_at,
@@ -700,6 +710,9 @@ impl Texts {
             }
             if !self.chat.iter().any(|p| p.contains(code)) {
                 say("chat", missing);
+            }
+            if !self.short.contains(code) {
+                say("sms", missing);
             }
         }
     }
@@ -821,6 +834,34 @@ fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The name of the zone at that time, or its distance from UTC.
+fn zone_name(at: Timestamp, zone: &TimeZone) -> String {
+    let info = zone.to_offset_info(at);
+    let name = info.abbreviation();
+    match name.bytes().all(|b| b.is_ascii_alphabetic()) {
+        true => name.to_owned(),
+        false => format!("UTC{}", at.to_zoned_datetime(zone.clone()).strftime("%:z")),
+    }
+}
+
+/// A time that is short and means the same in every language.
+fn brief_date(at: Timestamp, zone: &TimeZone) -> String {
+    let local = at.to_zoned_datetime(zone.clone());
+    format!(
+        "{} {}",
+        local.strftime("%Y-%m-%d %H:%M"),
+        zone_name(at, zone)
+    )
+}
+
+/// `fw1` of `fw1.example.com`: short, and nothing that a phone turns into a link. An address stays whole.
+fn host_part(name: &str) -> &str {
+    match name.parse::<std::net::IpAddr>() {
+        Ok(_) => name,
+        Err(_) => name.split('.').next().unwrap_or(name),
+    }
+}
+
 fn file(kind: &str, language: &str, part: &str) -> String {
     format!("{kind}.{language}.{part}")
 }
@@ -838,13 +879,13 @@ fn direction(language: &str) -> &'static str {
 
 /// Makes a value of a log or a directory fit to stand in a text: one line, no direction tricks, no code, nothing that a
 /// mail program turns into a link, not too long.
-fn clean(text: &str, code: Option<&str>) -> String {
+fn clean(text: &str, code: Option<&str>, max: usize) -> String {
     // The code first: a cut must not leave half of it.
     let mut text = one_line(text);
     if let Some(code) = code {
         text = replace_ignoring_case(&text, code);
     }
-    text = cut(text, MAX_VALUE_CHARS);
+    text = cut(text, max);
     if looks_like_a_link(&text) {
         text = text.replace('.', ". ").replace('/', "/ ");
     }
@@ -967,6 +1008,7 @@ mod tests {
 
     #[test]
     fn a_value_is_one_line_without_direction_tricks_links_or_the_code() {
+        let clean = |text: &str, code| clean(text, code, MAX_VALUE_CHARS);
         assert_eq!(
             clean("a\r\nBcc: b\u{2028}c\u{202e}d\0", None),
             "a Bcc: b cd"

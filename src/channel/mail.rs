@@ -187,6 +187,7 @@ mod tests {
             text: "Your code:\nEEIOTCU3LENEDJMR\n".to_owned(),
             html: "<p>Your code: EEIOTCU3LENEDJMR</p>".to_owned(),
             chat: Vec::new(),
+            short: String::new(),
             event: serde_json::Value::Null,
             language: "en".to_owned(),
             expires_at: jiff::Timestamp::UNIX_EPOCH,

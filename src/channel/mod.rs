@@ -335,6 +335,35 @@ pub enum SendError {
     },
 }
 
+/// What a failure means; each word stands for the kind of [`SendError`] with its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// This delivery, later.
+    Transient,
+    /// The whole channel, later.
+    Away,
+    /// Never, for this delivery.
+    Permanent,
+    /// Never, for anyone, until an operator acts.
+    Broken,
+    /// The peer may have taken it.
+    Unknown,
+}
+
+impl Class {
+    /// The failure, with our sentence and the peer's own wish, which counts only for what is tried again.
+    pub fn error(self, reason: impl Into<String>, after: Option<Duration>) -> SendError {
+        let reason = reason.into();
+        match self {
+            Self::Transient => SendError::Transient { reason, after },
+            Self::Away => SendError::Away { reason, after },
+            Self::Permanent => SendError::Permanent { reason },
+            Self::Broken => SendError::Broken { reason },
+            Self::Unknown => SendError::Unknown { reason },
+        }
+    }
+}
+
 /// A dialogue as lines, `>` ours and `<` the peer's; secrets never enter it.
 #[derive(Default)]
 pub struct Transcript(Option<Mutex<Vec<String>>>);

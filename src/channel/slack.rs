@@ -3,6 +3,7 @@
 //! All text goes out as `plain_text` objects, so that nothing a log brought in becomes a link, a mention or formatting.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
@@ -25,6 +26,7 @@ use crate::channel::SendError;
 use crate::channel::http;
 use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
+use crate::channel::http::Way;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Secret;
@@ -54,6 +56,10 @@ pub struct Config {
     pub token: Option<SecretSource>,
     /// Where Slack's API is, for `token`.
     pub api: Option<Spanned<String>>,
+    /// In place of the system's roots.
+    pub ca_file: Option<Spanned<PathBuf>>,
+    /// An HTTP proxy.
+    pub proxy: Option<SecretSource>,
 }
 
 /// A way into one workspace.
@@ -81,6 +87,11 @@ impl Config {
 
     /// Reads the secrets and prepares the connections.
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Slack> {
+        let way = Way {
+            ca_file: self.ca_file.as_ref(),
+            proxy: self.proxy.as_ref(),
+            timeout,
+        };
         match (&self.url, &self.token) {
             (Some(url), Some(_)) => {
                 check.problem(
@@ -101,7 +112,7 @@ impl Config {
                     check.problem(api.span(), "`api` belongs to `token`, not to `url`");
                 }
                 let url = check.secret(source)?;
-                let endpoint = Endpoint::build(&url, source.span.clone(), None, timeout, check)?;
+                let endpoint = Endpoint::build(&url, source.span.clone(), way, check)?;
                 Some(Slack::Place(endpoint))
             }
             (None, Some(source)) => {
@@ -109,7 +120,7 @@ impl Config {
                     Some(api) => (api.get_ref().as_str(), api.span()),
                     None => (API, source.span.clone()),
                 };
-                let api = Endpoint::build(&Secret::new(api), span, None, timeout, check);
+                let api = Endpoint::build(&Secret::new(api), span, way, check);
                 let token = check.secret(source)?;
                 let Ok(mut authorization) =
                     HeaderValue::from_str(&format!("Bearer {}", token.expose()))
@@ -139,7 +150,11 @@ impl Slack {
     pub fn secrets(&self) -> Vec<Secret> {
         match self {
             Self::Place(endpoint) => endpoint.secrets(),
-            Self::Bot(bot) => vec![bot.token.clone()],
+            Self::Bot(bot) => {
+                let mut secrets = bot.post.secrets_of_the_way();
+                secrets.push(bot.token.clone());
+                secrets
+            }
         }
     }
 }

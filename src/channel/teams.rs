@@ -17,6 +17,7 @@ use crate::channel::SendError;
 use crate::channel::http;
 use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
+use crate::channel::http::Way;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Secret;
@@ -40,6 +41,8 @@ pub struct Config {
     pub url: SecretSource,
     /// In place of the system's roots.
     pub ca_file: Option<Spanned<PathBuf>>,
+    /// An HTTP proxy.
+    pub proxy: Option<SecretSource>,
 }
 
 /// A flow.
@@ -52,7 +55,12 @@ impl Config {
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Teams> {
         let url = check.secret(&self.url)?;
         let span = self.url.span;
-        let endpoint = Endpoint::build(&url, span.clone(), self.ca_file.as_ref(), timeout, check)?;
+        let way = Way {
+            ca_file: self.ca_file.as_ref(),
+            proxy: self.proxy.as_ref(),
+            timeout,
+        };
+        let endpoint = Endpoint::build(&url, span.clone(), way, check)?;
         let host = endpoint.host();
         let is_retired = |retired: &&str| {
             host.strip_suffix(*retired)
@@ -155,6 +163,7 @@ mod tests {
             text: String::new(),
             html: String::new(),
             chat: vec![paragraph.to_owned(); 20],
+            short: String::new(),
             event: Value::Null,
             language: "en".to_owned(),
             expires_at: jiff::Timestamp::MAX,

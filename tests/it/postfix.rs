@@ -62,6 +62,7 @@ async fn send(smtp: &Smtp, email: &str) -> Result<Receipt, SendError> {
         text: format!("Grüße!\n\n.\n{CODE}\n"),
         html: format!("<p>Grüße!</p>\n<p>{CODE}</p>\n"),
         chat: Vec::new(),
+        short: String::new(),
         event: serde_json::Value::Null,
         language: "de".to_owned(),
         expires_at: "2099-01-01T00:00:00Z".parse().unwrap(),

@@ -99,6 +99,7 @@ fn note(id: &str) -> Notification {
         text: format!("Hello\n.\n.. your code:\n{CODE}\n"),
         html: format!("<p>{CODE}</p>\n"),
         chat: Vec::new(),
+        short: String::new(),
         event: serde_json::Value::Null,
         language: "en".to_owned(),
         expires_at: "2099-01-01T00:00:00Z".parse().unwrap(),

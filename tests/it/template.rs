@@ -92,6 +92,7 @@ fn golden(name: &str, note: &Notification) {
         ("txt", &note.text),
         ("html", &note.html),
         ("chat", &chat),
+        ("sms", &note.short),
         ("json", &event),
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -361,7 +362,7 @@ fn a_bad_template_is_named_with_file_and_line() {
         (
             "activation.fr.txt",
             "{{ code }}",
-            "the language fr lacks activation.fr.subject (9 of 10",
+            "the language fr lacks activation.fr.subject (10 of 11",
         ),
     ] {
         let (built, findings) = with_files(&[(name, text)]);
@@ -390,6 +391,7 @@ fn files_alone_make_a_language() {
         "activation.en.txt",
         "activation.en.html",
         "activation.en.chat",
+        "activation.en.sms",
         "notice.en.subject",
         "notice.en.txt",
         "escalation.en.subject",

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::dialogue::Reply;
+use crate::channel::Class;
 
 /// A step of the way from no connection to an accepted mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,16 +55,6 @@ pub(super) enum Fault {
     Unfit(String),
     /// A whole sentence about the peer's certificate.
     Certificate(String),
-}
-
-/// What a failure means; each stands for the kind of `SendError` with its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    Transient,
-    Away,
-    Permanent,
-    Broken,
-    Unknown,
 }
 
 /// The only place that decides what a failure means.

@@ -37,7 +37,6 @@ use crate::settings::Check;
 use crate::settings::SecretSource;
 use crate::settings::Span;
 use crate::tls;
-use class::Class;
 use class::Fault;
 use class::Stage;
 use class::class;
@@ -380,19 +379,7 @@ impl Smtp {
     fn error(&self, (stage, fault): Failure, redactor: &Redactor) -> SendError {
         let class = class(stage, &fault);
         let reason = self.sentence(stage, fault, redactor);
-        match class {
-            Class::Transient => SendError::Transient {
-                reason,
-                after: None,
-            },
-            Class::Away => SendError::Away {
-                reason,
-                after: None,
-            },
-            Class::Permanent => SendError::Permanent { reason },
-            Class::Broken => SendError::Broken { reason },
-            Class::Unknown => SendError::Unknown { reason },
-        }
+        class.error(reason, None)
     }
 
     fn sentence(&self, stage: Stage, fault: Fault, redactor: &Redactor) -> String {

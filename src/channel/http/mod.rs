@@ -1,10 +1,14 @@
-//! One POST, for every channel that speaks HTTP: who is asked, how long, and what an answer means.
+//! One POST, for every channel that speaks HTTP: who is asked, by which way, how long, and what an answer means.
+
+pub mod class;
 
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::Client;
@@ -18,9 +22,13 @@ use toml::Spanned;
 
 use crate::channel::Attempt;
 use crate::channel::SendError;
+use crate::channel::http::class::Fault;
+use crate::channel::http::class::of_fault;
+use crate::channel::http::class::of_status;
 use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
+use crate::settings::SecretSource;
 use crate::settings::Span;
 use crate::tls;
 
@@ -31,13 +39,32 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Shorter than any server keeps an idle connection, so that none closes just as a request goes out and leaves its outcome unknown.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
 
+/// By which way an endpoint is reached: the keys that every channel has that speaks HTTP, and its time.
+#[derive(Clone, Copy)]
+pub struct Way<'a> {
+    /// In place of the system's roots.
+    pub ca_file: Option<&'a Spanned<PathBuf>>,
+    /// An HTTP proxy.
+    pub proxy: Option<&'a SecretSource>,
+    /// For one step of a try.
+    pub timeout: Duration,
+}
+
 /// A URL that is posted to. Only its host is ever shown.
 pub struct Endpoint {
     client: Client,
     url: Url,
     host: String,
     shown: String,
+    proxy: Option<Proxy>,
     timeout: Duration,
+}
+
+/// A proxy: only its host is ever shown.
+#[derive(Clone)]
+struct Proxy {
+    host: String,
+    secrets: Vec<Secret>,
 }
 
 /// What a server said.
@@ -50,23 +77,70 @@ pub struct Answer {
     pub body: Option<String>,
 }
 
+/// A URL of the configuration. It is a secret only when it carries one, and only then must it not stand in the file.
+pub fn url(source: &SecretSource, check: &mut Check) -> Option<Secret> {
+    match source.plain() {
+        Some(url) if !carries_credentials(url.expose()) => Some(url.clone()),
+        _ => check.secret(source),
+    }
+}
+
 /// Whether a URL carries a user name, a password or a query, which is where credentials stand.
-pub fn carries_credentials(url: &str) -> bool {
+fn carries_credentials(url: &str) -> bool {
     match Url::parse(url) {
         Ok(url) => !url.username().is_empty() || url.password().is_some() || url.query().is_some(),
         Err(_) => true,
     }
 }
 
+/// Reads the key `proxy`.
+fn proxy(source: &SecretSource, check: &mut Check) -> Option<(reqwest::Proxy, Proxy)> {
+    let text = url(source, check)?;
+    let parsed = Url::parse(text.expose())
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"));
+    let made = parsed.and_then(|url| {
+        let host = host(&url)?;
+        Some((reqwest::Proxy::all(url.clone()).ok()?, url, host))
+    });
+    let Some((way, url, host)) = made else {
+        check.problem(
+            source.span.clone(),
+            "this is no proxy; write a URL such as \"http://proxy.example.com:3128\"",
+        );
+        return None;
+    };
+    let mut secrets = Vec::new();
+    if let Some(password) = url.password() {
+        let plain = percent_decoded(password);
+        let login = format!("{}:{plain}", percent_decoded(url.username()));
+        // The last one is how it goes over the wire.
+        secrets.extend([
+            text,
+            Secret::new(password),
+            Secret::new(plain),
+            Secret::new(STANDARD.encode(login)),
+        ]);
+    }
+    Some((way, Proxy { host, secrets }))
+}
+
+/// The text behind `%40` and the like, which is how a form is read too, but for its `+`.
+fn percent_decoded(text: &str) -> String {
+    let form = format!("x={}", text.replace('+', "%2B"));
+    let mut url = Url::parse("form:").expect("a scheme alone is a URL");
+    url.set_query(Some(&form));
+    let pair = url.query_pairs().next();
+    pair.map_or_else(String::new, |(_, value)| value.into_owned())
+}
+
 impl Endpoint {
-    /// Checks the URL and prepares TLS; nothing is opened. Proxies of the environment are not used.
-    pub fn build(
-        url: &Secret,
-        span: Span,
-        ca_file: Option<&Spanned<PathBuf>>,
-        timeout: Duration,
-        check: &mut Check,
-    ) -> Option<Self> {
+    /// Checks the URL and prepares TLS and the proxy; nothing is opened. Proxies of the environment are not used.
+    pub fn build(url: &Secret, span: Span, way: Way<'_>, check: &mut Check) -> Option<Self> {
+        let proxy = match way.proxy {
+            Some(source) => Some(proxy(source, check)?),
+            None => None,
+        };
         let parsed = Url::parse(url.expose()).ok();
         let Some((url, host)) = parsed.and_then(|url| host(&url).map(|host| (url, host))) else {
             check.problem(
@@ -91,7 +165,7 @@ impl Endpoint {
             }
         }
         let tls = match url.scheme() {
-            "https" => tls::client_config(ca_file, check)?,
+            "https" => tls::client_config(way.ca_file, check)?,
             _ => tls::trusting_nobody(),
         };
         let client = Client::builder()
@@ -101,16 +175,20 @@ impl Endpoint {
             .no_proxy()
             .referer(false)
             .user_agent(concat!("ftm-relay/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(timeout)
-            .pool_idle_timeout(IDLE_CONNECTION)
-            .build();
-        match client {
+            .connect_timeout(way.timeout)
+            .pool_idle_timeout(IDLE_CONNECTION);
+        let (client, proxy) = match proxy {
+            Some((through, proxy)) => (client.proxy(through), Some(proxy)),
+            None => (client, None),
+        };
+        match client.build() {
             Ok(client) => Some(Self {
                 client,
                 shown: format!("{}://{host}", url.scheme()),
                 url,
                 host,
-                timeout,
+                proxy,
+                timeout: way.timeout,
             }),
             Err(_) => {
                 check.problem(span, format!("no connection to {host} can be prepared"));
@@ -135,13 +213,21 @@ impl Endpoint {
             shown: format!("{}{}", self.shown, url.path()),
             url,
             host: self.host.clone(),
+            proxy: self.proxy.clone(),
             timeout: self.timeout,
         }
     }
 
-    /// What must never be shown of the URL.
+    /// What must never be shown of the way there: for an endpoint whose URL is no secret.
+    pub fn secrets_of_the_way(&self) -> Vec<Secret> {
+        let proxy = self.proxy.as_ref();
+        proxy.map_or_else(Vec::new, |proxy| proxy.secrets.clone())
+    }
+
+    /// What must never be shown of the URL and of the way there.
     pub fn secrets(&self) -> Vec<Secret> {
-        let mut secrets = vec![Secret::new(self.url.as_str())];
+        let mut secrets = self.secrets_of_the_way();
+        secrets.push(Secret::new(self.url.as_str()));
         secrets.extend(self.url.password().map(Secret::new));
         secrets.extend(self.url.query().map(Secret::new));
         secrets.extend(
@@ -249,69 +335,71 @@ impl Endpoint {
     }
 
     fn no_answer(&self, error: &reqwest::Error) -> SendError {
+        let (fault, reason) = self.fault(error);
+        of_fault(fault).error(reason, None)
+    }
+
+    /// Why there was no answer, with a sentence about it.
+    fn fault(&self, error: &reqwest::Error) -> (Fault, String) {
         let host = &self.host;
+        let through = match &self.proxy {
+            Some(proxy) => format!(" through the proxy {}", proxy.host),
+            None => String::new(),
+        };
         if let Some(reason) = tls::certificate_error(error, host) {
-            return SendError::Broken { reason };
+            return (Fault::Certificate, reason);
         }
         if let Some(tls) = tls_error(error) {
-            return SendError::Away {
-                reason: format!("no TLS connection to {host}: {tls}"),
-                after: None,
-            };
+            let reason = format!("no TLS connection to {host}{through}: {tls}");
+            return (Fault::Tls, reason);
         }
         if error.is_connect() {
+            let proxy_said = tunnel_error(error);
+            if proxy_said.as_deref() == Some(PROXY_LOGIN) {
+                let reason = format!(
+                    "no connection to {host}{through}: it wants a log-in, or refuses the one it got; write it as http://user:password@…"
+                );
+                return (Fault::ProxyLogin, reason);
+            }
             let why = match (error.is_timeout(), error.is_dns()) {
                 (true, _) => format!("nothing answered within {:?}", self.timeout),
                 (_, true) => "its name can't be resolved".to_owned(),
-                _ => io_error(error).map_or_else(|| "it failed".to_owned(), |e| e.to_string()),
+                _ => io_error(error)
+                    .map(ToString::to_string)
+                    .or_else(|| proxy_said.map(|_| "the proxy can't or won't get there".to_owned()))
+                    .unwrap_or_else(|| "it failed".to_owned()),
             };
-            return SendError::Away {
-                reason: format!("no connection to {host}: {why}"),
-                after: None,
-            };
+            let reason = format!("no connection to {host}{through}: {why}");
+            return (Fault::Connect, reason);
         }
         if error.is_builder() {
-            return SendError::Permanent {
-                reason: format!("the request to {host} can't be put together"),
-            };
+            let reason = format!("the request to {host} can't be put together");
+            return (Fault::Malformed, reason);
         }
         let why = match error.is_timeout() {
             true => "gave no answer in time",
             false => "closed the connection without an answer",
         };
-        SendError::Unknown {
-            reason: format!("{host} {why}; it may have taken the request"),
-        }
+        let reason = format!("{host} {why}; it may have taken the request");
+        (Fault::Lost, reason)
     }
 }
 
-/// What an answer means for the delivery and its channel. The one place that decides it, for every channel that speaks HTTP.
+/// What an answer means for the delivery and its channel, by its status alone.
 pub fn classify(
     status: StatusCode,
     retry_after: Option<Duration>,
     reason: &str,
 ) -> Result<(), SendError> {
-    let reason = reason.to_owned();
-    Err(match status.as_u16() {
-        200..=299 => return Ok(()),
-        429 => SendError::Away {
-            reason,
-            after: retry_after,
-        },
-        503 if retry_after.is_some() => SendError::Away {
-            reason,
-            after: retry_after,
-        },
-        408 | 425 | 500..=599 => SendError::Transient {
-            reason,
-            after: retry_after,
-        },
-        300..=399 => SendError::Broken {
-            reason: format!("{reason} (redirects are not followed; configure the final URL)"),
-        },
-        401 | 403 | 404 | 410 => SendError::Broken { reason },
-        _ => SendError::Permanent { reason },
-    })
+    let Some(class) = of_status(status, retry_after.is_some()) else {
+        return Ok(());
+    };
+    let hint = match status.as_u16() {
+        300..=399 => " (redirects are not followed; configure the final URL)",
+        407 => " (the proxy wants a log-in, or refuses the one it got)",
+        _ => "",
+    };
+    Err(class.error(format!("{reason}{hint}"), retry_after))
 }
 
 /// `Retry-After` as seconds or as a date.
@@ -356,6 +444,17 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
     causes(error).into_iter().find_map(|e| e.downcast_ref())
 }
 
+/// What the proxy says when it wants another log-in; the type behind it can't be named.
+const PROXY_LOGIN: &str = "tunnel error: proxy authorization required";
+
+/// What went wrong between the proxy and the server.
+fn tunnel_error(error: &(dyn Error + 'static)) -> Option<String> {
+    causes(error)
+        .into_iter()
+        .map(ToString::to_string)
+        .find(|said| said.starts_with("tunnel error: "))
+}
+
 /// An error and all that it wraps. An I/O error's `source` skips what it wraps itself, hence the detour.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
     let mut all = Vec::new();
@@ -376,57 +475,6 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn word(result: Result<(), SendError>) -> &'static str {
-        match result {
-            Ok(()) => "accepted",
-            Err(SendError::Transient { after: None, .. }) => "transient",
-            Err(SendError::Transient { after: Some(_), .. }) => "transient, after",
-            Err(SendError::Away { after: None, .. }) => "away",
-            Err(SendError::Away { after: Some(_), .. }) => "away, after",
-            Err(SendError::Permanent { .. }) => "permanent",
-            Err(SendError::Broken { .. }) => "broken",
-            Err(SendError::Unknown { .. }) => "unknown",
-        }
-    }
-
-    #[test]
-    fn every_status_has_its_class() {
-        let table: [(&[u16], &str, &str); 8] = [
-            (&[200, 201, 202, 204, 299], "accepted", "accepted"),
-            (
-                &[300, 301, 302, 303, 304, 307, 308, 399],
-                "broken",
-                "broken",
-            ),
-            (&[401, 403, 404, 410], "broken", "broken"),
-            (
-                &[400, 402, 405, 406, 409, 411, 413, 415, 418, 422, 451, 499],
-                "permanent",
-                "permanent",
-            ),
-            (&[408, 425], "transient", "transient, after"),
-            (&[429], "away", "away, after"),
-            (&[503], "transient", "away, after"),
-            (
-                &[500, 501, 502, 504, 505, 507, 599],
-                "transient",
-                "transient, after",
-            ),
-        ];
-        for (statuses, alone, with_retry_after) in table {
-            for status in statuses {
-                let status = StatusCode::from_u16(*status).unwrap();
-                assert_eq!(word(classify(status, None, "")), alone, "{status}");
-                let after = Some(Duration::from_secs(3));
-                assert_eq!(
-                    word(classify(status, after, "")),
-                    with_retry_after,
-                    "{status}"
-                );
-            }
-        }
-    }
 
     #[test]
     fn retry_after_is_seconds_or_a_date_and_never_more_than_a_day() {
