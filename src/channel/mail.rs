@@ -96,7 +96,7 @@ pub fn build(
         .to(to.clone())
         .date(now)
         .message_id(Some(message_id(sender, note)))
-        .subject(one_line(&note.subject, MAX_SUBJECT_CHARS))
+        .subject(subject(note))
         .raw_header(raw("Auto-Submitted", "auto-generated"))
         // Exchange answers an Auto-Submitted mail with an out-of-office note all the same.
         .raw_header(raw("X-Auto-Response-Suppress", "All"));
@@ -117,6 +117,11 @@ pub fn build(
         return Err("the message can't be built: it is not 7-bit text".to_owned());
     }
     Ok(bytes)
+}
+
+/// The subject, on one line and not too long.
+pub fn subject(note: &Notification) -> String {
+    one_line(&note.subject, MAX_SUBJECT_CHARS)
 }
 
 /// The same over all tries, so that a receiver can drop a duplicate.
@@ -147,7 +152,7 @@ fn name(text: &str) -> Option<String> {
 }
 
 /// No line ends, no control characters and no invisible direction marks, which could make one name look like another.
-pub(super) fn one_line(text: &str, max_chars: usize) -> String {
+fn one_line(text: &str, max_chars: usize) -> String {
     let visible: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })

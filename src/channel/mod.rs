@@ -19,15 +19,17 @@ use crate::settings::Check;
 use crate::settings::Period;
 
 pub mod file;
+pub mod graph;
 pub mod http;
 pub mod mail;
+pub mod oauth;
 pub mod slack;
 pub mod smtp;
 pub mod teams;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "graph"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
@@ -103,6 +105,8 @@ pub enum Config {
     Slack(slack::Config),
     /// `type = "teams"`
     Teams(teams::Config),
+    /// `type = "graph"`
+    Graph(Box<graph::Config>),
 }
 
 /// A way out, ready to be used.
@@ -144,6 +148,7 @@ impl Config {
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
             "teams" => teams::Config::deserialize(keys).map(Self::Teams),
+            "graph" => graph::Config::deserialize(keys).map(|graph| Self::Graph(Box::new(graph))),
             _ => return None,
         })
     }
@@ -156,6 +161,7 @@ impl Config {
             Self::Webhook(_) => "webhook",
             Self::Slack(_) => "slack",
             Self::Teams(_) => "teams",
+            Self::Graph(_) => "graph",
         }
     }
 
@@ -163,6 +169,7 @@ impl Config {
     pub fn needs_person(&self) -> bool {
         match self {
             Self::Smtp(smtp) => !smtp.shared(),
+            Self::Graph(graph) => !graph.shared(),
             Self::File(file) => !file.shared(),
             Self::Webhook(_) | Self::Teams(_) => false,
             Self::Slack(slack) => slack.needs_person(),
@@ -175,7 +182,8 @@ impl Config {
             Self::File(_) | Self::Webhook(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
             Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
-            Self::Smtp(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
+            Self::Graph(graph) if !graph.shared() => Reveal::Code,
+            Self::Smtp(_) | Self::Graph(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
         };
         common.reveal.unwrap_or(default) == Reveal::Code
     }
@@ -219,6 +227,10 @@ impl Config {
                 carrier: Arc::new(c),
             }),
             Self::Teams(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
+            Self::Graph(config) => config.build(timeout, check).map(|c| Built {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
             }),
