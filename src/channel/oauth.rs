@@ -147,6 +147,7 @@ impl Keys<'_> {
                         login.span(),
                         "`login` belongs to `tenant`, not to `token_url`",
                     );
+                    return None;
                 }
                 return Some((url.get_ref().clone(), url.span()));
             }

@@ -239,6 +239,43 @@ mod tests {
     }
 
     #[test]
+    fn another_relay_is_asked_unless_the_answer_concerns_the_person_or_may_hide_an_acceptance() {
+        use Standing::Away;
+        use Standing::Broken;
+        use Standing::Well;
+
+        let lost = || Fault::Lost(io::ErrorKind::UnexpectedEof.into());
+        for (stage, fault, elsewhere, fares) in [
+            (Stage::Connect, lost(), true, Away),
+            (Stage::Mail, lost(), true, Away),
+            (Stage::Content, lost(), false, Away),
+            (Stage::Greeting, answer("421 4.3.2 down"), true, Away),
+            (Stage::Auth, answer("535 5.7.8 wrong"), true, Broken),
+            (
+                Stage::Rcpt,
+                answer("554 5.7.1 relay access denied"),
+                true,
+                Broken,
+            ),
+            (Stage::Rcpt, answer("451 4.7.1 greylisted"), true, Well),
+            (Stage::Rcpt, answer("550 5.1.1 unknown"), false, Well),
+            (Stage::Rcpt, Fault::Foreign, true, Well),
+            (Stage::Content, answer("451 4.3.0 queue"), true, Well),
+            (Stage::Content, answer("554 5.6.0 refused"), false, Well),
+            (Stage::Content, answer("251 what?"), false, Away),
+            (Stage::Tls, Fault::Certificate(String::new()), true, Broken),
+        ] {
+            let class = class(stage, &fault);
+            assert_eq!(
+                asks_elsewhere(class, &fault),
+                elsewhere,
+                "{stage:?} {fault:?}"
+            );
+            assert_eq!(standing(class, &fault), fares, "{stage:?} {fault:?}");
+        }
+    }
+
+    #[test]
     fn what_the_configuration_demands_in_vain_needs_an_operator() {
         for stage in STAGES {
             for fault in [

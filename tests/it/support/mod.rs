@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod http_sink;
+pub mod microsoft;
 pub mod postfix;
 pub mod relay;
 pub mod samples;
