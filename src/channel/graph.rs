@@ -30,14 +30,21 @@ use crate::channel::mail;
 use crate::channel::oauth;
 use crate::channel::oauth::Token;
 use crate::channel::oauth::Tokens;
+use crate::channel::pace::rate;
+use crate::limits::Rate;
 use crate::message::Notification;
-use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
 
 /// Where Graph is, outside the national clouds.
 const API: &str = "https://graph.microsoft.com/v1.0";
+
+/// What is shown of an error; beside it stand numbers for Microsoft's support.
+const SHOWN: &[&str] = &["error/code", "error/message"];
+
+/// Exchange Online sends so many mails from one mailbox.
+pub(super) const RATES: &[Rate] = &[rate(30, Duration::from_secs(60))];
 
 /// `type = "graph"`
 #[derive(Clone, Debug, Deserialize)]
@@ -124,7 +131,11 @@ impl Config {
             mailbox(&self.reply_to),
             mailbox(&self.to),
         );
-        let endpoint = endpoint?.method("users").method(user).method("sendMail");
+        let endpoint = endpoint?
+            .method("users")
+            .method(user)
+            .method("sendMail")
+            .showing(SHOWN);
         is_user.then_some(Graph {
             endpoint,
             tokens: tokens?,
@@ -162,7 +173,10 @@ impl Graph {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
         let body = body.to_string().into_bytes();
         let answer = self.endpoint.post(&attempt, headers, body).await?;
-        Ok(Said::read(answer, &self.endpoint, &redactor))
+        Ok(Said {
+            reason: self.endpoint.reason(&redactor, &answer),
+            answer,
+        })
     }
 }
 
@@ -223,40 +237,22 @@ fn message(graph: &Graph, to: &Mailbox, note: &Notification) -> Value {
     json!({ "message": message, "saveToSentItems": false })
 }
 
-/// An answer, its `error.code`, and our sentence about it.
+/// An answer, and our sentence about it.
 struct Said {
     answer: Answer,
-    word: String,
     reason: String,
 }
 
 impl Said {
-    fn read(answer: Answer, endpoint: &Endpoint, redactor: &Redactor) -> Self {
-        let body = answer.body.as_deref().unwrap_or_default();
-        let error =
-            serde_json::from_str::<Value>(body).map_or(Value::Null, |mut v| v["error"].take());
-        let word = error["code"].as_str().unwrap_or_default().to_owned();
-        // Beside code and message stand numbers for Microsoft's support.
-        let text = match word.as_str() {
-            "" => body.to_owned(),
-            word => format!("{word}: {}", error["message"].as_str().unwrap_or_default()),
-        };
-        let short = Answer {
-            status: answer.status,
-            retry_after: answer.retry_after,
-            body: Some(text),
-        };
-        Self {
-            reason: endpoint.reason(redactor, &short),
-            answer,
-            word,
-        }
-    }
-
     /// What Graph means: its word where it is known, else the status.
     fn judge(&self) -> Result<(), SendError> {
         let by_status = http::classify(self.answer.status, self.answer.retry_after, &self.reason);
-        match WORDS.iter().find(|(word, ..)| *word == self.word) {
+        let body = self.answer.body.as_deref().unwrap_or_default();
+        let body: Value = serde_json::from_str(body).unwrap_or_default();
+        match WORDS
+            .iter()
+            .find(|(word, ..)| body["error"]["code"] == *word)
+        {
             Some((_, class, advice)) if by_status.is_err() => {
                 Err(class.error(format!("{}: {advice}", self.reason), None))
             }
@@ -313,9 +309,8 @@ mod tests {
             answer: Answer {
                 status: reqwest::StatusCode::from_u16(status).unwrap(),
                 retry_after: None,
-                body: None,
+                body: Some(json!({ "error": { "code": word } }).to_string()),
             },
-            word: word.to_owned(),
             reason: "it answered".to_owned(),
         }
     }

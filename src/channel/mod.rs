@@ -11,6 +11,8 @@ use serde::Deserialize;
 use serde::Deserializer;
 use toml::Spanned;
 
+use crate::channel::pace::MAX_TURNS;
+use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Redactor;
@@ -23,18 +25,21 @@ pub mod graph;
 pub mod http;
 pub mod mail;
 pub mod oauth;
+pub mod pace;
 pub mod slack;
+pub mod sms;
 pub mod smtp;
 pub mod teams;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "graph"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "graph", "sms"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
     "timeout",
     "concurrency",
+    "pace",
     "on_uncertain",
     "reveal",
     "time_zone",
@@ -53,6 +58,8 @@ pub struct Common {
     /// Deliveries in flight at once.
     #[serde(default = "default_concurrency")]
     pub concurrency: Spanned<usize>,
+    /// At most so many messages in such a time, beside what the provider is known to allow.
+    pub pace: Option<Spanned<Rate>>,
     /// What to do when nobody knows whether the peer took it.
     #[serde(default)]
     pub on_uncertain: OnUncertain,
@@ -75,6 +82,7 @@ impl Default for Common {
         Self {
             timeout: default_timeout(),
             concurrency: default_concurrency(),
+            pace: None,
             on_uncertain: OnUncertain::default(),
             reveal: None,
             time_zone: None,
@@ -107,6 +115,8 @@ pub enum Config {
     Teams(teams::Config),
     /// `type = "graph"`
     Graph(Box<graph::Config>),
+    /// `type = "sms"`
+    Sms(Box<sms::Config>),
 }
 
 /// A way out, ready to be used.
@@ -121,6 +131,8 @@ pub struct Channel {
     pub reveals: bool,
     /// Deliveries in flight at once.
     pub concurrency: usize,
+    /// At most so many messages in such a time: all of these.
+    pub rates: Vec<Rate>,
     /// For one step of a try.
     pub timeout: Duration,
     /// What to do when nobody knows whether the peer took it.
@@ -149,6 +161,7 @@ impl Config {
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
             "teams" => teams::Config::deserialize(keys).map(Self::Teams),
             "graph" => graph::Config::deserialize(keys).map(|graph| Self::Graph(Box::new(graph))),
+            "sms" => sms::Config::deserialize(keys).map(|sms| Self::Sms(Box::new(sms))),
             _ => return None,
         })
     }
@@ -162,6 +175,7 @@ impl Config {
             Self::Slack(_) => "slack",
             Self::Teams(_) => "teams",
             Self::Graph(_) => "graph",
+            Self::Sms(_) => "sms",
         }
     }
 
@@ -172,14 +186,27 @@ impl Config {
             Self::Graph(graph) => !graph.shared(),
             Self::File(file) => !file.shared(),
             Self::Webhook(_) | Self::Teams(_) => false,
+            Self::Sms(_) => true,
             Self::Slack(slack) => slack.needs_person(),
+        }
+    }
+
+    /// What the provider is known to allow the channel as a whole.
+    fn rates(&self) -> &'static [Rate] {
+        match self {
+            // The provider has a queue of its own.
+            Self::Sms(_) => &[],
+            Self::Smtp(_) | Self::File(_) | Self::Webhook(_) => &[],
+            Self::Slack(slack) => slack.rates(),
+            Self::Teams(_) => teams::RATES,
+            Self::Graph(_) => graph::RATES,
         }
     }
 
     /// Whether it shows the code. A place that others read doesn't, unless the configuration says so.
     pub fn reveals(&self, common: &Common) -> bool {
         let default = match self {
-            Self::File(_) | Self::Webhook(_) => Reveal::Code,
+            Self::File(_) | Self::Webhook(_) | Self::Sms(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
             Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
             Self::Graph(graph) if !graph.shared() => Reveal::Code,
@@ -212,6 +239,16 @@ impl Config {
                 format!("concurrency is a number from 1 to {MAX_CONCURRENCY}"),
             );
         }
+        let mut rates = self.rates().to_vec();
+        if let Some(pace) = &common.pace {
+            if pace.get_ref().count > MAX_TURNS {
+                check.problem(
+                    pace.span(),
+                    format!("a pace counts at most {MAX_TURNS} messages; write it for a shorter time, such as \"10/s\""),
+                );
+            }
+            rates.push(*pace.get_ref());
+        }
         let time_zone = time_zone(common.time_zone.as_ref(), check);
         let built = match self {
             Self::Smtp(config) => config.build(timeout, check).map(|c| Built {
@@ -234,6 +271,10 @@ impl Config {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
             }),
+            Self::Sms(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
             Self::Slack(config) => config.build(timeout, check).map(|c| Built {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
@@ -245,6 +286,7 @@ impl Config {
             needs_person,
             reveals,
             concurrency,
+            rates,
             timeout,
             on_uncertain: common.on_uncertain,
             time_zone: time_zone?,
@@ -281,6 +323,7 @@ pub trait Carrier: Send + Sync {
 }
 
 /// One try of one delivery.
+#[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// The person; `None` for a shared place and for a webhook without one.
     pub to: Option<&'a Recipient>,

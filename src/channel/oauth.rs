@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
@@ -256,13 +255,13 @@ impl Tokens {
     }
 
     fn form(&self) -> Vec<u8> {
-        let mut url = Url::parse("form:").expect("a scheme alone is a URL");
-        url.query_pairs_mut()
-            .append_pair("grant_type", "client_credentials")
-            .append_pair("client_id", &self.client_id)
-            .append_pair("client_secret", self.client_secret.expose())
-            .extend_pairs(self.scope.as_deref().map(|scope| ("scope", scope)));
-        url.query().unwrap_or_default().as_bytes().to_vec()
+        let mut pairs = vec![
+            ("grant_type", "client_credentials"),
+            ("client_id", &self.client_id),
+            ("client_secret", self.client_secret.expose()),
+        ];
+        pairs.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
+        http::form(&pairs)
     }
 
     fn read(

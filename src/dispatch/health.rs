@@ -8,6 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
+use crate::channel::pace::Turns;
+
 /// A suspended channel tries one delivery in this time.
 pub const PROBE_EVERY: Duration = Duration::from_secs(300);
 
@@ -15,6 +17,8 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<HealthState>,
+    /// The messages of late, for the channel's pace.
+    pub turns: Turns,
     /// Wakes the channel's worker after a change from outside.
     pub changed: Notify,
 }
@@ -46,9 +50,9 @@ pub enum News {
 }
 
 impl Health {
-    /// What is left of `old` after a reload: a suspension lasts until a try succeeds, but that try is made at once.
-    pub fn reloaded(old: &Self) -> Self {
-        let old = old.look();
+    /// What is left of `before` after a reload: a suspension lasts until a try succeeds, but that try is made at once.
+    pub fn reloaded(before: &Self) -> Self {
+        let old = before.look();
         Self {
             state: Mutex::new(HealthState {
                 suspended: old.suspended,
@@ -56,6 +60,7 @@ impl Health {
                 last_success: old.last_success,
                 ..HealthState::default()
             }),
+            turns: Turns::reloaded(&before.turns),
             changed: Notify::new(),
         }
     }

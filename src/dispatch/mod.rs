@@ -183,6 +183,7 @@ impl Dispatcher {
                 outbox: Arc::clone(&self.outbox),
                 settings: Arc::clone(settings),
                 metrics: self.metrics.clone(),
+                clock: Arc::new(Timestamp::now),
             };
             tasks.spawn(Arc::new(worker).run(stop.clone()));
         }

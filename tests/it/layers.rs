@@ -64,7 +64,7 @@ const TABLE: &[(&str, May)] = &[
     // From an activation to a person.
     (
         "channel",
-        Import(&["domain", "message", "secret", "settings", "tls"]),
+        Import(&["domain", "limits", "message", "secret", "settings", "tls"]),
     ),
     (
         "outbox",

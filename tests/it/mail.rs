@@ -41,6 +41,8 @@ use crate::support::microsoft::ON_PREMISES;
 use crate::support::microsoft::TENANT;
 use crate::support::microsoft::error;
 use crate::support::microsoft::refusal;
+use crate::support::relay::BASE;
+use crate::support::relay::Relay;
 use crate::support::smtp_sink::Act::Close;
 use crate::support::smtp_sink::Act::Usual;
 use crate::support::smtp_sink::SCOPE;
@@ -1007,5 +1009,60 @@ fn graphs_keys_are_checked() {
     assert!(
         built.is_some_and(|b| !b.reveals) && found.is_empty(),
         "{found:?}"
+    );
+}
+
+// === By the command ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn send_test_shows_how_a_mail_went_without_its_secrets() {
+    let microsoft = Microsoft::start().await;
+    let sink = exchange_online(&microsoft).await;
+    let graph = format!(
+        "[channel.graph]\ntype = \"graph\"\nuser = \"{MAILBOX}\"\napi = \"{}\"\n{}",
+        microsoft.sink.url("/v1.0"),
+        microsoft.keys()
+    );
+    let smtp = format!(
+        "[channel.smtp]\ntype = \"smtp\"\nhosts = [\"{}\"]\ntls = \"none\"\nauth = \"xoauth2\"\nusername = \"{USERNAME}\"\nfrom = \"{MAILBOX}\"\n{}",
+        sink.address,
+        microsoft.keys()
+    );
+    let relay = Relay::prepare(&format!(
+        "{BASE}{graph}{smtp}[[route]]\nto = [\"graph\", \"smtp\"]\n"
+    ));
+    for (channel, said) in [
+        ("graph", "accepted by the next hop: "),
+        ("smtp", "accepted by the next hop: 250 2.0.0 queued as 4F2A"),
+    ] {
+        let output = relay.cli(&[
+            "send-test",
+            "--channel",
+            channel,
+            "--to",
+            "alice@example.com",
+        ]);
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && shown.contains(said), "{shown}");
+        for secret in ["token-number", CLIENT_SECRET, "alice@"] {
+            assert!(!shown.contains(secret), "{secret} is in\n{shown}");
+        }
+    }
+    assert_eq!(microsoft.mails().len(), 1);
+    sink.until(|seen| seen.taken.len() == 1).await;
+
+    microsoft.next_mail(error(403, "ErrorAccessDenied", "access is denied."));
+    let output = relay.cli(&[
+        "send-test",
+        "--channel",
+        "graph",
+        "--to",
+        "alice@example.com",
+    ]);
+    assert!(!output.status.success());
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        shown.contains("until this is mended") && shown.contains("Application Mail.Send"),
+        "{shown}"
     );
 }

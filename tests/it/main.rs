@@ -16,8 +16,12 @@ mod outbox; // the promises of the store
 mod postfix; // a real mail relay
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
+mod slack; // people and places in a workspace
+mod sms; // text messages
 mod smtp; // an SMTP server that misbehaves
 mod syslog; // bytes become records
+mod teams; // cards to a flow
 mod template; // what people read
 mod web; // page, health, metrics
 mod webhook; // HTTP channels
+mod worker; // one channel over time

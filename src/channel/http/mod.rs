@@ -18,6 +18,7 @@ use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
 use reqwest::header::RETRY_AFTER;
+use serde_json::Value;
 use toml::Spanned;
 
 use crate::channel::Attempt;
@@ -35,7 +36,7 @@ use crate::tls;
 /// So much of an answer is read; no provider says more.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// The longest Retry-After that is believed.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Shorter than any server keeps an idle connection, so that none closes just as a request goes out and leaves its outcome unknown.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
 
@@ -55,7 +56,10 @@ pub struct Endpoint {
     client: Client,
     url: Url,
     host: String,
+    /// What a transcript names.
     shown: String,
+    /// The fields of a JSON answer that may be shown; `None`: all of it.
+    fields: Option<&'static [&'static str]>,
     proxy: Option<Proxy>,
     timeout: Duration,
 }
@@ -187,6 +191,7 @@ impl Endpoint {
                 shown: format!("{}://{host}", url.scheme()),
                 url,
                 host,
+                fields: None,
                 proxy,
                 timeout: way.timeout,
             }),
@@ -210,12 +215,21 @@ impl Endpoint {
         }
         Self {
             client: self.client.clone(),
-            shown: format!("{}{}", self.shown, url.path()),
+            shown: format!("{}://{}{}", url.scheme(), self.host, url.path()),
             url,
             host: self.host.clone(),
+            fields: self.fields,
             proxy: self.proxy.clone(),
             timeout: self.timeout,
         }
+    }
+
+    /// The same, but of a JSON answer only these fields are ever shown: for servers that repeat the message, or tell about
+    /// the person. A `/` leads into a field: `error/code`.
+    #[must_use]
+    pub fn showing(mut self, fields: &'static [&'static str]) -> Self {
+        self.fields = Some(fields);
+        self
     }
 
     /// What must never be shown of the way there: for an endpoint whose URL is no secret.
@@ -241,17 +255,16 @@ impl Endpoint {
         secrets
     }
 
-    /// One POST of JSON, after the commit. An error here means that there was no answer; what an answer means says [`classify`].
+    /// One POST, of JSON unless the headers say otherwise, after the commit. An error here means that there was no answer; what an answer means says [`classify`].
     pub async fn post(
         &self,
         attempt: &Attempt<'_>,
         mut headers: HeaderMap,
         body: Vec<u8>,
     ) -> Result<Answer, SendError> {
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/json; charset=utf-8"),
-        );
+        headers
+            .entry(CONTENT_TYPE)
+            .or_insert(HeaderValue::from_static("application/json; charset=utf-8"));
         // The connection is made by the same call that sends the body, so this is the last moment at which we can ask.
         attempt.commit.commit().await?;
         self.exchange(attempt, headers, body).await
@@ -329,7 +342,9 @@ impl Endpoint {
 
     /// Our sentence about an answer, with the server's text cleaned.
     pub fn reason(&self, redactor: &Redactor, answer: &Answer) -> String {
-        let said = redactor.clean(answer.body.as_deref().unwrap_or_default());
+        let body = answer.body.as_deref().unwrap_or_default();
+        let chosen = self.fields.and_then(|fields| choose(body, fields));
+        let said = redactor.clean(chosen.as_deref().unwrap_or(body));
         let colon = if said.is_empty() { "" } else { ": " };
         format!("{} answered {}{colon}{said}", self.host, answer.status)
     }
@@ -385,6 +400,21 @@ impl Endpoint {
     }
 }
 
+/// Those fields of a JSON object that hold a text or a number, with their names; `None`: it is no JSON object.
+fn choose(body: &str, fields: &[&str]) -> Option<String> {
+    let object: Value = serde_json::from_str(body).ok()?;
+    object.as_object()?;
+    let words = fields.iter().filter_map(|field| {
+        let name = field.rsplit('/').next().unwrap_or(field);
+        match object.pointer(&format!("/{field}"))? {
+            Value::String(text) => Some(format!("{name} {text}")),
+            Value::Number(number) => Some(format!("{name} {number}")),
+            _ => None,
+        }
+    });
+    Some(words.collect::<Vec<_>>().join(", "))
+}
+
 /// What an answer means for the delivery and its channel, by its status alone.
 pub fn classify(
     status: StatusCode,
@@ -413,6 +443,13 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         }
     };
     Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// Pairs as a form sends them.
+pub fn form(pairs: &[(&str, &str)]) -> Vec<u8> {
+    let mut url = Url::parse("form:").expect("a scheme alone is a URL");
+    url.query_pairs_mut().extend_pairs(pairs);
+    url.query().unwrap_or_default().as_bytes().to_vec()
 }
 
 fn host(url: &Url) -> Option<String> {
@@ -507,5 +544,20 @@ mod tests {
         assert!(carries_credentials("https://host.example/in?sig=x"));
         assert!(carries_credentials("https://user:pw@host.example/in"));
         assert!(carries_credentials("no url"));
+    }
+
+    #[test]
+    fn of_an_answer_only_the_chosen_fields_are_shown() {
+        let body = r#"{"error":{"code":"No","inner":{"x":1}},"sid":"S1","n":7,"body":"secret"}"#;
+        let chosen = choose(body, &["error/code", "error/inner", "sid", "n", "none"]);
+        assert_eq!(chosen.as_deref(), Some("code No, sid S1, n 7"));
+        assert_eq!(choose("<html>", &["sid"]), None);
+        assert_eq!(choose("[1]", &["sid"]), None);
+    }
+
+    #[test]
+    fn a_form_is_escaped() {
+        let body = form(&[("email", "a+b&c=d@example.com")]);
+        assert_eq!(body, b"email=a%2Bb%26c%3Dd%40example.com");
     }
 }
