@@ -22,7 +22,7 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | [`secret`], [`settings`], [`tls`], [`glob`], [`metrics`] | used everywhere, import nothing of ours but each other |
+//! | [`secret`], [`settings`], [`tls`], [`glob`], [`domain`], [`metrics`] | used everywhere, import nothing of ours but each other |
 //! | [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
@@ -35,6 +35,7 @@
 //! the folder's `mod.rs`.
 #![warn(missing_docs)]
 
+pub mod domain;
 pub mod glob;
 pub mod metrics;
 pub mod secret;

@@ -13,6 +13,7 @@ use lettre::message::header::HeaderName;
 use lettre::message::header::HeaderValue;
 
 use crate::channel::qr;
+use crate::domain;
 use crate::message::Notification;
 use crate::message::Recipient;
 
@@ -36,15 +37,31 @@ const MAX_SUBJECT_CHARS: usize = 200;
 /// RFC 5321, 4.5.3.1.3: a path has at most 256 octets, two of them `<` and `>`.
 const MAX_ADDRESS_BYTES: usize = 254;
 
+/// An address as it goes on the wire: its domain in ASCII; before the @ may stand letters outside ASCII, which only some
+/// relays take. The error ends a sentence that begins with what was read.
+fn any_address(text: &str) -> Result<Address, &'static str> {
+    const NONE: &str = "is no mail address";
+    let parsed: Address = text.parse().map_err(|_| NONE)?;
+    let user = parsed.user();
+    if user.contains(|c: char| c.is_control() || c.is_whitespace() || is_mark(c)) {
+        return Err(NONE);
+    }
+    let domain = domain::normal(parsed.domain());
+    if !domain.is_ascii() || user.len() + 1 + domain.len() > MAX_ADDRESS_BYTES {
+        return Err(NONE);
+    }
+    Address::new(user, domain).map_err(|_| NONE)
+}
+
 /// An address that every relay understands. The error ends a sentence that begins with what was read.
 pub fn address(text: &str) -> Result<Address, &'static str> {
-    if !text.is_ascii() {
-        return Err("has characters outside ASCII, which an address can't have here yet");
+    let address = any_address(text)?;
+    if !address.user().is_ascii() {
+        return Err(
+            "has characters outside ASCII before the @, which few relays take from a sender",
+        );
     }
-    if text.len() > MAX_ADDRESS_BYTES || text.bytes().any(|b| b.is_ascii_control()) {
-        return Err("is no mail address");
-    }
-    text.parse().map_err(|_| "is no mail address")
+    Ok(address)
 }
 
 /// `Name <address>` or a bare address, as the configuration writes it. The error ends a sentence like that of [`address`].
@@ -60,7 +77,7 @@ pub fn mailbox(text: &str) -> Result<Mailbox, &'static str> {
 
 /// The mailbox of a person. The error is a whole sentence, without the address.
 pub fn person(recipient: &Recipient) -> Result<Mailbox, String> {
-    match address(&recipient.email) {
+    match any_address(&recipient.email) {
         Ok(address) => Ok(Mailbox::new(
             recipient.name.as_deref().and_then(name),
             address,
@@ -72,7 +89,8 @@ pub fn person(recipient: &Recipient) -> Result<Mailbox, String> {
     }
 }
 
-/// The whole message: CRLF lines of 7-bit text, none longer than 998 octets. The error is a whole sentence.
+/// The whole message: CRLF lines, none longer than 998 octets, of 7-bit text but for an address that has other letters
+/// (RFC 6532). The error is a whole sentence.
 pub fn build(
     sender: &Sender,
     to: &Mailbox,
@@ -84,7 +102,7 @@ pub fn build(
         .to(to.clone())
         .date(now)
         .message_id(Some(message_id(sender, note)))
-        .subject(one_line(&note.subject, MAX_SUBJECT_CHARS))
+        .subject(subject(note))
         .raw_header(raw("Auto-Submitted", "auto-generated"))
         // Exchange answers an Auto-Submitted mail with an out-of-office note all the same.
         .raw_header(raw("X-Auto-Response-Suppress", "All"));
@@ -98,7 +116,7 @@ pub fn build(
         .multipart(bodies(sender, note))
         .map_err(|e| format!("the message can't be built: {e}"))?
         .formatted();
-    if !bytes.is_ascii() {
+    if !bytes.is_ascii() && to.email.user().is_ascii() {
         return Err("the message can't be built: it is not 7-bit text".to_owned());
     }
     Ok(bytes)
@@ -122,6 +140,11 @@ fn bodies(sender: &Sender, note: &Notification) -> MultiPart {
                 .singlepart(SinglePart::html(lines(&html)))
                 .singlepart(Attachment::new_inline_with_name(id, name).body(png, kind)),
         )
+}
+
+/// The subject, on one line and not too long.
+pub fn subject(note: &Notification) -> String {
+    one_line(&note.subject, MAX_SUBJECT_CHARS)
 }
 
 /// The same over all tries, so that a receiver can drop a duplicate.
@@ -156,7 +179,7 @@ fn one_line(text: &str, max_chars: usize) -> String {
     let visible: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
-        .filter(|c| !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+        .filter(|c| !is_mark(*c))
         .collect();
     let words = visible.split_whitespace().collect::<Vec<_>>().join(" ");
     words
@@ -165,6 +188,11 @@ fn one_line(text: &str, max_chars: usize) -> String {
         .collect::<String>()
         .trim_end()
         .to_owned()
+}
+
+/// An invisible direction mark.
+fn is_mark(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// One kind of line end, ended by one: a lone CR means different things to different relays.
@@ -320,21 +348,45 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_one_ascii_address() {
+    fn an_address_is_one_address_with_an_ascii_domain() {
         assert!(address("alice@example.com").is_ok());
         assert!(address("o'hara+tag@sub.example.com").is_ok());
+        assert_eq!(
+            address("alice@Bücher.example").unwrap().to_string(),
+            "alice@xn--bcher-kva.example"
+        );
+        assert!(address("jürgen@example.com").is_err());
         for wrong in [
             "",
             "alice",
             "alice@example.com, eve@example.net",
             "alice@example.com\r\nRCPT TO:<eve@example.net>",
             "<alice@example.com>",
-            "alice@exämple.com",
             "alice@example.com>",
+            "alice@exa\u{2100}mple.com",
+            "al\u{202e}ice@example.com",
             "alice @example.com",
         ] {
-            assert!(address(wrong).is_err(), "{wrong}");
+            assert!(any_address(wrong).is_err(), "{wrong}");
         }
-        assert!(address(&format!("{}@example.com", "a".repeat(300))).is_err());
+        assert!(any_address(&format!("{}@example.com", "a".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn letters_outside_ascii_before_the_at_stand_in_the_head_as_they_are() {
+        let to = person(&Recipient {
+            email: "jürgen@bücher.example".to_owned(),
+            name: Some("Jürgen".to_owned()),
+            phone: None,
+            language: None,
+            source: "table".to_owned(),
+        })
+        .unwrap();
+        let message = built(&to, &note());
+        assert!(
+            head(&message).contains("<jürgen@xn--bcher-kva.example>"),
+            "{message}"
+        );
+        assert!(message.replace("jürgen@", "").is_ascii());
     }
 }

@@ -21,10 +21,12 @@ use crate::settings::Check;
 use crate::settings::Period;
 
 pub mod file;
+pub mod graph;
 pub mod http;
 pub mod mail;
-pub mod qr;
+pub mod oauth;
 pub mod pace;
+pub mod qr;
 pub mod slack;
 pub mod sms;
 pub mod smtp;
@@ -32,7 +34,7 @@ pub mod teams;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "sms"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "graph", "sms"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
@@ -112,6 +114,8 @@ pub enum Config {
     Slack(slack::Config),
     /// `type = "teams"`
     Teams(teams::Config),
+    /// `type = "graph"`
+    Graph(Box<graph::Config>),
     /// `type = "sms"`
     Sms(Box<sms::Config>),
 }
@@ -157,6 +161,7 @@ impl Config {
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
             "teams" => teams::Config::deserialize(keys).map(Self::Teams),
+            "graph" => graph::Config::deserialize(keys).map(|graph| Self::Graph(Box::new(graph))),
             "sms" => sms::Config::deserialize(keys).map(|sms| Self::Sms(Box::new(sms))),
             _ => return None,
         })
@@ -170,6 +175,7 @@ impl Config {
             Self::Webhook(_) => "webhook",
             Self::Slack(_) => "slack",
             Self::Teams(_) => "teams",
+            Self::Graph(_) => "graph",
             Self::Sms(_) => "sms",
         }
     }
@@ -178,6 +184,7 @@ impl Config {
     pub fn needs_person(&self) -> bool {
         match self {
             Self::Smtp(smtp) => !smtp.shared(),
+            Self::Graph(graph) => !graph.shared(),
             Self::File(file) => !file.shared(),
             Self::Webhook(_) | Self::Teams(_) => false,
             Self::Sms(_) => true,
@@ -193,6 +200,7 @@ impl Config {
             Self::Smtp(_) | Self::File(_) | Self::Webhook(_) => &[],
             Self::Slack(slack) => slack.rates(),
             Self::Teams(_) => teams::RATES,
+            Self::Graph(_) => graph::RATES,
         }
     }
 
@@ -202,7 +210,8 @@ impl Config {
             Self::File(_) | Self::Webhook(_) | Self::Sms(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
             Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
-            Self::Smtp(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
+            Self::Graph(graph) if !graph.shared() => Reveal::Code,
+            Self::Smtp(_) | Self::Graph(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
         };
         common.reveal.unwrap_or(default) == Reveal::Code
     }
@@ -256,6 +265,10 @@ impl Config {
                 carrier: Arc::new(c),
             }),
             Self::Teams(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
+            Self::Graph(config) => config.build(timeout, check).map(|c| Built {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
             }),

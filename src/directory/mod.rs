@@ -18,6 +18,7 @@ use crate::activation::Activation;
 use crate::glob::Glob;
 use crate::message::Recipient;
 use crate::recipients::Recipients;
+use crate::recipients::same_address;
 use crate::recipients::within;
 use crate::secret::mask_address;
 use crate::settings::Check;
@@ -244,7 +245,7 @@ impl Directories {
         let mismatch = who
             .addresses
             .iter()
-            .find(|a| self.recipients.allows(a) && !a.eq_ignore_ascii_case(&recipient.email))
+            .find(|a| self.recipients.allows(a) && !same_address(a, &recipient.email))
             .map(|other| {
                 format!(
                     "the message names {}, the directory {}",

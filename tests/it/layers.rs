@@ -20,6 +20,7 @@ use May::ImportAll;
 const TABLE: &[(&str, May)] = &[
     // The ground: nothing of ours.
     ("backoff", Import(&[])),
+    ("domain", Import(&[])),
     ("frame", Import(&[])),
     ("glob", Import(&[])),
     ("limits", Import(&[])),
@@ -31,7 +32,7 @@ const TABLE: &[(&str, May)] = &[
     // How configuration is read, and what is spoken about.
     ("settings", Import(&["secret"])),
     ("tls", Import(&["settings"])),
-    ("recipients", Import(&["settings"])),
+    ("recipients", Import(&["domain", "settings"])),
     ("activation", Import(&["secret"])),
     ("message", Import(&["secret"])),
     // From bytes to an activation.
@@ -63,7 +64,7 @@ const TABLE: &[(&str, May)] = &[
     // From an activation to a person.
     (
         "channel",
-        Import(&["limits", "message", "secret", "settings", "tls"]),
+        Import(&["domain", "limits", "message", "secret", "settings", "tls"]),
     ),
     (
         "outbox",
@@ -82,7 +83,7 @@ const TABLE: &[(&str, May)] = &[
     ),
     (
         "routing",
-        Import(&["activation", "glob", "recipients", "settings"]),
+        Import(&["activation", "domain", "glob", "recipients", "settings"]),
     ),
     (
         "template",
@@ -135,6 +136,7 @@ const PURE: &[&str] = &[
     "activation",
     "backoff",
     "devices",
+    "domain",
     "frame",
     "glob",
     "limits",

@@ -15,6 +15,7 @@ mod fuzz; // what the fuzzers start from and found
 mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
+mod mail; // several relays, tokens in place of passwords, Graph
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
 mod qr; // the image of a code, read back

@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod channel;
 pub mod http_sink;
+pub mod microsoft;
 pub mod postfix;
 pub mod proxy;
 pub mod relay;
