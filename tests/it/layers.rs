@@ -75,6 +75,7 @@ const TABLE: &[(&str, May)] = &[
             "recipients",
             "secret",
             "settings",
+            "tls",
         ]),
     ),
     (

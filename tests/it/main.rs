@@ -11,6 +11,7 @@ mod directory; // who the person is
 mod dispatch; // cases, fallbacks, escalations
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
+mod ldap; // people in a real slapd
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
 mod relay; // the whole, through its sockets

@@ -72,6 +72,15 @@ impl Authority {
         })
     }
 
+    /// A client's certificate, by whose common name it is known.
+    pub fn sign_client(&self, name: &str) -> Identity {
+        self.sign_with(&[name], |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        })
+    }
+
     fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Identity {
         let key = KeyPair::generate().unwrap();
         let names: Vec<_> = names.iter().map(|n| (*n).to_owned()).collect();

@@ -5,6 +5,7 @@ pub mod http_sink;
 pub mod postfix;
 pub mod relay;
 pub mod samples;
+pub mod slapd;
 pub mod smtp_sink;
 
 use std::time::Duration;
