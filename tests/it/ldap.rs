@@ -407,6 +407,40 @@ async fn a_refused_account_is_told_plainly_and_not_tried_until_it_is_locked() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_look_ups_at_once_try_a_refused_account_once() {
+    let slapd = Slapd::start(&people());
+    std::fs::write(slapd.path("password"), "wrong horse").unwrap();
+    let directories = Arc::new(in_dir(&slapd, &ldaps(&slapd, "")));
+    let mut look_ups = tokio::task::JoinSet::new();
+    for n in 0..16 {
+        let directories = Arc::clone(&directories);
+        look_ups.spawn(async move { unavailable(&directories, &event(&format!("user{n}"))).await });
+    }
+    for why in look_ups.join_all().await {
+        assert!(why.contains("it refuses `bind_dn` or `password`"), "{why}");
+    }
+    assert_eq!(slapd.count(" BIND dn=\"cn=ftm-relay"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_look_ups_at_once_share_a_few_connections() {
+    let slapd = Slapd::start(&people());
+    let directories = Arc::new(in_dir(&slapd, &ldaps(&slapd, "")));
+    let mut look_ups = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let directories = Arc::clone(&directories);
+        look_ups.spawn(async move {
+            let who = ["alice", "same", ODD][n % 3];
+            email(&directories, &event(who)).await.is_some()
+        });
+    }
+    assert!(look_ups.join_all().await.into_iter().all(|found| found));
+    let connections = slapd.count(" BIND dn=\"cn=ftm-relay,ou=services,dc=example,dc=com\" method");
+    assert!((1..=4).contains(&connections), "{connections} connections");
+    assert!(slapd.searches() <= 3 * 4, "{} searches", slapd.searches());
+}
+
 #[tokio::test]
 async fn a_probe_says_what_works_and_what_does_not() {
     let slapd = Slapd::start(&people());
@@ -739,4 +773,86 @@ to = ["hook"]
         "alice's look-up ended first"
     );
     assert_eq!(sink.requests().len(), 1);
+}
+
+/// A relay whose people are in this slapd, and whose mails are files.
+fn relay(slapd: &Slapd) -> String {
+    format!(
+        r#"
+state_dir = "state"
+[http]
+listen = "127.0.0.1:0"
+[[listen]]
+transport = "udp"
+address = "127.0.0.1:0"
+[recipients]
+domains = ["example.com"]
+[[directory]]
+type = "ldap"
+url = "ldaps://localhost:{}"
+base = "dc=example,dc=com"
+bind_dn = "{BIND_DN}"
+password = {{ file = "{}" }}
+ca_file = "{}"
+[channel.mail]
+type = "file"
+path = "mail"
+[[route]]
+to = ["mail"]
+"#,
+        slapd.tls,
+        slapd.path("password").display(),
+        slapd.path("ca.pem").display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_waits_for_its_directory_and_then_reaches_its_person() {
+    let mut slapd = Slapd::start(&people());
+    slapd.stop();
+    let relay = Relay::start(&relay(&slapd));
+    relay.send_udp(&Event::code(1, "EXAMPLE\\\\Alice").line());
+    let id = until("the reason why it waits", || {
+        let row = relay.queue().into_iter().next()?;
+        let why = row["last_error"].as_str()?;
+        assert!(why.contains("can't be reached"), "{why}");
+        assert_eq!(row["state"], "received");
+        Some(row["id"].as_str()?.to_owned())
+    });
+    slapd.run();
+    until("the mail", || {
+        relay.cli(&["queue", "retry", &id]);
+        (relay.states() == ["accepted"]).then_some(())
+    });
+    let mails = Relay::files(&relay.dir.path().join("mail"));
+    assert_eq!(mails.len(), 1);
+    let mail = String::from_utf8_lossy(&mails[0].1).into_owned();
+    assert!(
+        mail.contains("To: \"Alice Example\" <alice@example.com>"),
+        "{mail}"
+    );
+    let log = relay.logged();
+    assert!(!log.contains(PASSWORD) && !log.contains(&code(1)), "{log}");
+}
+
+#[test]
+fn explain_looks_a_person_up_and_says_why_it_cannot() {
+    let slapd = Slapd::start(&people());
+    let config = relay(&slapd);
+    let prepared = Relay::prepare(&config);
+    let line = Event::code(1, "alice").line();
+    let said = prepared.explain(&line, &[]);
+    assert_eq!(said["verdict"], "relay", "{said}");
+    assert_eq!(said["recipient"]["email"], "alice@example.com");
+    assert_eq!(said["recipient"]["source"], "ldap");
+
+    let file = format!("{{ file = \"{}\" }}", slapd.path("password").display());
+    prepared.configure(&config.replace(&file, "{ credential = \"ldap\" }"));
+    let said = prepared.explain(&line, &[]);
+    assert_ne!(said["verdict"], "relay", "{said}");
+    let reason = said["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("its password can't be read here"),
+        "{reason}"
+    );
 }

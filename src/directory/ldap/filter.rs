@@ -366,3 +366,92 @@ impl Parser<'_> {
         Ok(value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::ber::Reader;
+    use super::*;
+
+    fn wrong(text: &str) -> Wrong {
+        Filter::parse(text).unwrap_err()
+    }
+
+    #[test]
+    fn a_filter_is_encoded_as_the_standard_shows() {
+        let filter = Filter::parse(
+            r"(&(|(cn=a\2a{user})(!(mail={user}@*.org)))(x>=1)(c:1.2.3:=2)(o:dn:=y)(p=*))",
+        )
+        .unwrap();
+        let bytes = filter.encode(")(");
+        let mut outer = Reader(Reader(&bytes).take(AND).unwrap());
+        let mut parts = Reader(outer.take(OR).unwrap());
+        let equal = parts.take(EQUAL).unwrap();
+        assert_eq!(equal, b"\x04\x02cn\x04\x04a*)(");
+        let not = Reader(parts.take(NOT).unwrap()).take(SUBSTRINGS).unwrap();
+        assert_eq!(not, b"\x04\x04mail\x30\x0b\x80\x03)(@\x82\x04.org");
+        assert_eq!(outer.take(GREATER_OR_EQUAL).unwrap(), b"\x04\x01x\x04\x011");
+        assert_eq!(
+            outer.take(EXTENSIBLE).unwrap(),
+            b"\x81\x051.2.3\x82\x01c\x83\x012"
+        );
+        assert_eq!(
+            outer.take(EXTENSIBLE).unwrap(),
+            b"\x82\x01o\x83\x01y\x84\x01\xff"
+        );
+        assert_eq!(outer.take(PRESENT).unwrap(), b"p");
+        assert!(outer.0.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        for (text, at, what) in [
+            ("(uid={user}", 11, "where it ends"),
+            ("(uid={user})x", 12, "goes on after"),
+            ("(uid={user})(a=b)", 12, "goes on after"),
+            ("(&)({user})", 2, "needs \"(\""),
+            ("(uid={user}{x})", 11, "another placeholder"),
+            ("(uid={user})(x={)", 15, "another placeholder"),
+            ("(uid={user}\\zz)", 11, "two hexadecimal digits"),
+            ("(uid={user}\\é)", 11, "two hexadecimal digits"),
+            ("(uid=({user})", 5, "is written"),
+            ("(uid=*{user})", 5, "beside {user}"),
+            ("(uid=a*{user}*b)", 5, "beside {user}"),
+            ("(uid~={user})", 6, "otherwise than by ="),
+            ("(uid:={user}", 12, "where it ends"),
+            ("(:={user})", 1, "needs \":\""),
+        ] {
+            let wrong = wrong(text);
+            assert!(wrong.text.contains(what), "{text}: {wrong:?}");
+            assert_eq!(wrong.at, at, "{text}: {wrong:?}");
+        }
+        let deep = "(!".repeat(20) + "(uid={user})" + &")".repeat(20);
+        assert!(wrong(&deep).text.contains("too deeply"));
+        assert!(wrong(&"x".repeat(5000)).text.contains("longer"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_becomes_more_than_a_value(user in any::<String>()) {
+            let bytes = Filter::parse("(&(a=b)(uid={user}))").unwrap().encode(&user);
+            let mut all = Reader(&bytes);
+            let mut and = Reader(all.take(AND).unwrap());
+            and.take(EQUAL).unwrap();
+            let mut equal = Reader(and.take(EQUAL).unwrap());
+            prop_assert_eq!(equal.take(OCTETS).unwrap(), b"uid");
+            prop_assert_eq!(equal.take(OCTETS).unwrap(), user.as_bytes());
+            prop_assert!(equal.0.is_empty() && and.0.is_empty() && all.0.is_empty());
+        }
+
+        #[test]
+        fn no_text_breaks_the_parser(text in "[(){}&|!=*:\\\\a-z0-9<>~ é]{0,40}", user in any::<String>()) {
+            for text in [text.clone(), format!("({text}={{user}})"), format!("(&({text})(a={{user}}))")] {
+                match Filter::parse(&text) {
+                    Ok(filter) => drop(filter.encode(&user)),
+                    Err(wrong) => prop_assert!(wrong.at <= text.len() && text.is_char_boundary(wrong.at)),
+                }
+            }
+        }
+    }
+}

@@ -556,3 +556,70 @@ fn slow(what: &str, step: Duration) -> String {
 fn lost(e: &io::Error) -> String {
     format!("the connection broke: {e}")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn active_directorys_reason_for_a_refusal_is_read_out_of_its_text() {
+        let text = |code: &str| {
+            format!(
+                "80090308: LdapErr: DSID-0C09044E, comment: AcceptSecurityContext error, data {code}, v2580"
+            )
+        };
+        assert_eq!(why_refused(&text("52e")), "the password is wrong");
+        assert_eq!(why_refused(&text("775")), "the account is locked");
+        for unknown in [text("1"), String::new(), "data ".to_owned()] {
+            assert_eq!(
+                why_refused(&unknown),
+                "the account does not exist or the password is wrong"
+            );
+        }
+    }
+
+    #[test]
+    fn an_entrys_text_is_found_among_bytes() {
+        let attribute = |name: &str, values: &[&[u8]]| {
+            let values: Vec<_> = values.iter().map(|v| ber::element(OCTETS, v)).collect();
+            ber::nest(
+                SEQUENCE,
+                &[
+                    ber::element(OCTETS, name.as_bytes()),
+                    ber::nest(SET, &values),
+                ],
+            )
+        };
+        let attributes = [
+            attribute("objectGUID", &[b"\xff\xfe\x00"]),
+            attribute("Mail", &[b"\xff@example.com", b" ", b" alice@example.com "]),
+            attribute("empty", &[]),
+        ];
+        let content = [
+            ber::element(OCTETS, b"cn=\xff"),
+            ber::nest(SEQUENCE, &attributes),
+        ]
+        .concat();
+        let entry = entry(&content).unwrap();
+        assert_eq!(
+            entry.texts("mail").collect::<Vec<_>>(),
+            ["alice@example.com"]
+        );
+        assert_eq!(entry.texts("objectguid").count(), 0);
+        assert_eq!(entry.texts("empty").count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_reading_of_entries_and_results(bytes in any::<Vec<u8>>()) {
+            drop(entry(&bytes));
+            let whole = [ber::element(OCTETS, b""), ber::element(SEQUENCE, &bytes)].concat();
+            drop(entry(&whole));
+            let mut reader = Reader(&bytes);
+            while reader.next().is_some() {}
+            prop_assert!(reader.number(INTEGER).is_none());
+        }
+    }
+}
