@@ -20,8 +20,10 @@ use crate::directory::build;
 use crate::directory::built;
 use crate::directory::email;
 use crate::directory::event;
+use crate::support::authority::Authority;
 use crate::support::http_sink::HttpSink;
 use crate::support::http_sink::reply;
+use crate::support::relay::BASE;
 use crate::support::relay::Relay;
 use crate::support::samples::Event;
 use crate::support::samples::code;
@@ -855,4 +857,28 @@ fn explain_looks_a_person_up_and_says_why_it_cannot() {
         reason.contains("its password can't be read here"),
         "{reason}"
     );
+}
+
+#[test]
+fn the_pages_examples_are_good() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ldap.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let examples: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .filter(|block| block.contains("[[directory]]"))
+        .collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        let relay = Relay::prepare(&format!("{BASE}{example}"));
+        let tls = relay.dir.path().join("tls");
+        std::fs::create_dir(&tls).unwrap();
+        let ca = Authority::new().write(&tls);
+        std::fs::rename(ca, tls.join("internal-ca.pem")).unwrap();
+        let said = String::from_utf8(relay.cli(&["check"]).stdout).unwrap();
+        assert!(said.contains("the credential ldap can't be seen"), "{said}");
+        assert!(!said.contains(": problem: "), "{said}");
+        assert!(!said.contains("ldap://"), "{said}");
+    }
 }

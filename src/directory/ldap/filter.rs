@@ -420,7 +420,7 @@ mod tests {
             ("(uid=a*{user}*b)", 5, "beside {user}"),
             ("(uid~={user})", 6, "otherwise than by ="),
             ("(uid:={user}", 12, "where it ends"),
-            ("(:={user})", 1, "needs \":\""),
+            ("(:={user})", 3, "names neither"),
         ] {
             let wrong = wrong(text);
             assert!(wrong.text.contains(what), "{text}: {wrong:?}");
