@@ -7,23 +7,91 @@ use std::sync::Arc;
 
 use rustls::CertificateError;
 use rustls::ClientConfig;
+use rustls::ConfigBuilder;
 use rustls::RootCertStore;
+use rustls::WantsVerifier;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use toml::Spanned;
 
 use crate::settings::Check;
+use crate::settings::SecretSource;
+use crate::settings::Span;
 
 /// A client that trusts the authorities of `ca_file` alone, or without it those of the system. `None`: `check` says why.
 pub fn client_config(
     ca_file: Option<&Spanned<PathBuf>>,
     check: &mut Check,
 ) -> Option<Arc<ClientConfig>> {
+    client_config_as(ca_file, None, check)
+}
+
+/// The same, which says who it is where it is asked.
+pub fn client_config_as(
+    ca_file: Option<&Spanned<PathBuf>>,
+    identity: Option<Identity>,
+    check: &mut Check,
+) -> Option<Arc<ClientConfig>> {
     let roots = match ca_file {
         Some(file) => roots_of_file(file, check)?,
         None => roots_of_system(check)?,
     };
-    Some(client_of(roots))
+    let Some(Identity { span, chain, key }) = identity else {
+        return Some(client_of(roots));
+    };
+    match builder()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+    {
+        Ok(config) => Some(Arc::new(config)),
+        Err(e) => {
+            check.problem(span, format!("`cert` and `key` don't fit each other: {e}"));
+            None
+        }
+    }
+}
+
+/// A client certificate and its key.
+pub struct Identity {
+    span: Span,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Reads a client certificate and its key, both in PEM. `None`: `check` says why.
+pub fn identity(
+    cert: &Spanned<PathBuf>,
+    key: &SecretSource,
+    check: &mut Check,
+) -> Option<Identity> {
+    let path = check.path(cert.get_ref());
+    let chain = std::fs::read(&path)
+        .map_err(|e| format!("can't be read: {e}"))
+        .and_then(|pem| {
+            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            match chain {
+                Ok(chain) if !chain.is_empty() => Ok(chain),
+                _ => Err("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()),
+            }
+        });
+    if let Err(why) = &chain {
+        check.problem(cert.span(), format!("{} {why}", path.display()));
+    }
+    let key_span = key.span.clone();
+    let key = check.secret(key)?;
+    let Ok(key) = PrivateKeyDer::from_pem_slice(key.expose().as_bytes()) else {
+        check.problem(
+            key_span,
+            "this is no private key in PEM (-----BEGIN PRIVATE KEY-----, without a passphrase)",
+        );
+        return None;
+    };
+    Some(Identity {
+        span: cert.span(),
+        chain: chain.ok()?,
+        key,
+    })
 }
 
 /// A client that trusts nobody, for what never speaks TLS.
@@ -32,13 +100,18 @@ pub fn trusting_nobody() -> Arc<ClientConfig> {
 }
 
 fn client_of(roots: RootCertStore) -> Arc<ClientConfig> {
+    Arc::new(
+        builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth(),
+    )
+}
+
+fn builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider knows TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
 }
 
 /// The authorities in a file. `None`: `check` says why.

@@ -3,6 +3,7 @@
 //! This is the only place where a [`Recipient`] is made. What a log says about addresses counts in `log` alone, and
 //! there too only within `recipients.domains`.
 
+mod ldap;
 mod log;
 mod pattern;
 mod table;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::de;
 use toml::Spanned;
+use tracing::warn;
 
 use crate::activation::Activation;
 use crate::glob::Glob;
@@ -32,6 +34,20 @@ pub trait Directory: Send + Sync {
 
     /// Bounded in time by the implementation.
     async fn find(&self, who: &Activation) -> Result<Answer, LookupError>;
+
+    /// Tries whether it can be asked, server by server. Bounded in time as well; without servers there is nothing to try.
+    async fn probe(&self) -> Vec<Probe> {
+        Vec::new()
+    }
+}
+
+/// What became of trying one server of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The server.
+    pub what: String,
+    /// What works, or what doesn't and what to do, as the rest of a sentence.
+    pub outcome: Result<String, String>,
 }
 
 /// What a directory says about somebody.
@@ -39,6 +55,13 @@ pub trait Directory: Send + Sync {
 pub enum Answer {
     /// It knows the person.
     Person(Recipient),
+    /// It can't be asked now, and knew the person when it was asked last.
+    Remembered {
+        /// The person.
+        recipient: Recipient,
+        /// How old that is and why it must do, as a part of a sentence.
+        why: String,
+    },
     /// It does not, and why, as the rest of a sentence.
     Unknown(String),
 }
@@ -111,13 +134,15 @@ impl Match {
 }
 
 /// The kinds of directory, as `type` names them.
-pub const KINDS: &[&str] = &["table", "pattern", "log"];
+pub const KINDS: &[&str] = &["table", "ldap", "pattern", "log"];
 
 /// One `[[directory]]`.
 #[derive(Clone, Debug)]
 pub enum Config {
     /// `type = "table"`
     Table(table::Config),
+    /// `type = "ldap"`
+    Ldap(Box<ldap::Config>),
     /// `type = "pattern"`
     Pattern(pattern::Config),
     /// `type = "log"`
@@ -129,6 +154,7 @@ impl Config {
     pub fn deserialize<'de, D: Deserializer<'de>>(kind: &str, from: D) -> Result<Self, D::Error> {
         match kind {
             "table" => table::Config::deserialize(from).map(Self::Table),
+            "ldap" => ldap::Config::deserialize(from).map(|c| Self::Ldap(Box::new(c))),
             "pattern" => pattern::Config::deserialize(from).map(Self::Pattern),
             "log" => log::Config::deserialize(from).map(Self::Log),
             other => Err(de::Error::unknown_variant(other, KINDS)),
@@ -141,6 +167,7 @@ impl Config {
                 c.matches.clone(),
                 Box::new(c.build(span, recipients, check)?),
             ),
+            Self::Ldap(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
             Self::Pattern(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
             Self::Log(c) => (c.matches.clone(), Box::new(c.build(recipients))),
         };
@@ -186,6 +213,15 @@ impl Directories {
         })
     }
 
+    /// Tries every server of every directory.
+    pub async fn probe(&self) -> Vec<Probe> {
+        let mut probes = Vec::new();
+        for entry in &self.entries {
+            probes.extend(entry.directory.probe().await);
+        }
+        probes
+    }
+
     /// Asks the directories in order. The first that knows the person answers; if no code may go to that address, no
     /// other one is asked. `route_domains` narrow `recipients.domains`.
     pub async fn find(
@@ -205,6 +241,15 @@ impl Directories {
                 Answer::Person(recipient) => {
                     trace.push(format!(
                         "{name}: {} is {}",
+                        shown(&who.person),
+                        mask_address(&recipient.email)
+                    ));
+                    return Ok(self.judge(who, recipient, route_domains, trace));
+                }
+                Answer::Remembered { recipient, why } => {
+                    warn!(directory = %name, "{name} can't be asked about {}: {why}", shown(&who.person));
+                    trace.push(format!(
+                        "{name}: {} is {} ({why})",
                         shown(&who.person),
                         mask_address(&recipient.email)
                     ));
@@ -292,4 +337,19 @@ fn address(text: &str) -> Result<Address, &'static str> {
         return Err("holds a character with which a mail relay could send it elsewhere");
     }
     Ok(address)
+}
+
+/// E.164 without the usual separators; `None`: it is no international number.
+fn international(phone: &str) -> Option<String> {
+    let number: String = phone
+        .chars()
+        .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '/' | '(' | ')'))
+        .collect();
+    let good = number.is_empty()
+        || number.strip_prefix('+').is_some_and(|digits| {
+            (7..=15).contains(&digits.len())
+                && !digits.starts_with('0')
+                && digits.bytes().all(|b| b.is_ascii_digit())
+        });
+    good.then_some(number)
 }

@@ -79,6 +79,7 @@ const TABLE: &[(&str, May)] = &[
             "recipients",
             "secret",
             "settings",
+            "tls",
         ]),
     ),
     (

@@ -16,6 +16,7 @@ mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
 mod mail; // several relays, tokens in place of passwords, Graph
+mod ldap; // people in a real slapd
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
 mod qr; // the image of a code, read back

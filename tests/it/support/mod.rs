@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod relay;
 pub mod samples;
 pub mod slack;
+pub mod slapd;
 pub mod smtp_sink;
 pub mod teams;
 pub mod twilio;
