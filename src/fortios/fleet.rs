@@ -74,6 +74,11 @@ impl Fleet {
         self.by_id.get(&device.id)
     }
 
+    /// The device of this id.
+    pub fn by_id(&self, id: &str) -> Option<&Arc<FortiGate>> {
+        self.by_id.get(id)
+    }
+
     /// All of them, in no particular order.
     pub fn all(&self) -> impl Iterator<Item = &Arc<FortiGate>> {
         self.by_id.values()
