@@ -18,12 +18,19 @@ use jiff::SignedDuration;
 use jiff::Timestamp;
 use toml::Spanned;
 
-#[allow(dead_code, clippy::unwrap_used)] // the tests use the rest of it
-#[path = "../tests/it/support/mod.rs"]
-mod support;
+#[path = "../tests/it/support/authority.rs"]
+#[allow(dead_code, clippy::unwrap_used)] // the tests use the rest of these
+mod authority;
+#[path = "../tests/it/support/slapd.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
+mod slapd;
+#[path = "../tests/it/support/until.rs"]
+mod until;
 
-use support::slapd::BIND_DN;
-use support::slapd::Slapd;
+use until::until;
+
+use slapd::BIND_DN;
+use slapd::Slapd;
 
 fn main() {
     let measure = std::env::args().any(|a| a == "--bench");
@@ -87,7 +94,7 @@ fn ldap(users: usize, rounds: usize) {
     let people: String = (0..users)
         .map(|n| {
             let user = name(n);
-            support::slapd::person(
+            slapd::person(
                 &format!("Firstname Lastname {n}"),
                 &user,
                 &format!("mail: {user}@example.com\ndisplayName: Firstname Lastname {n}\nmobile: +4917012{n:05}\npreferredLanguage: de"),
@@ -178,7 +185,13 @@ fn build(dir: &std::path::Path, kind: &str, config: &str) -> Directories {
     let recipients = recipients.build(&mut check).expect("valid");
     let from = toml::de::Deserializer::parse(config).expect("valid");
     let config = Config::deserialize(kind, from).expect("valid");
-    Directories::build(vec![Spanned::new(0..0, config)], recipients, &mut check).expect("valid")
+    Directories::build(
+        vec![Spanned::new(0..0, config)],
+        recipients,
+        None,
+        &mut check,
+    )
+    .expect("valid")
 }
 
 fn resident_kib() -> usize {

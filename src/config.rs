@@ -25,6 +25,7 @@ use crate::devices::Devices;
 use crate::directory;
 use crate::directory::Directories;
 use crate::dispatch;
+use crate::fortios::Fleet;
 use crate::ingest;
 use crate::limits;
 use crate::outbox;
@@ -63,6 +64,8 @@ pub struct Config {
     pub pipeline: Pipeline,
     /// Everything behind the outbox.
     pub dispatch: dispatch::Settings,
+    /// The devices whose REST API may be asked.
+    pub fleet: Arc<Fleet>,
     /// The message ids of all rules.
     pub wanted_ids: BTreeSet<u32>,
     /// The channels by name, also those whose secrets can't be read here.
@@ -697,7 +700,9 @@ impl File {
         let mut listen = self.listen;
         let admissions = listeners(&mut listen, check);
         let listeners = unplaced(listen);
-        let devices = Devices::build(unplaced(self.device), self.validity.0, check);
+        let devices = unplaced(self.device);
+        let fleet = Fleet::build(&devices, self.validity.0, check);
+        let devices = Devices::build(devices, self.validity.0, check);
         let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);
         let channels = channels(self.channel, &state_dir, check);
@@ -707,22 +712,24 @@ impl File {
             .and_then(|r| Routes::build(routes, &facts, r, check));
         let directories = recipients
             .clone()
-            .and_then(|r| Directories::build(self.directory, r, check));
+            .and_then(|r| Directories::build(self.directory, r, fleet.as_ref(), check));
         let templates = self.templates.build(check);
         let outbox = self.outbox.build(check)?;
         if check.has_problems() {
             return None;
         }
-        let (recipients, rules) = (recipients?, rules?);
+        let (recipients, rules, fleet) = (recipients?, rules?, fleet?);
         let mismatch = recipients.mismatch;
         Some(Config {
             state_dir,
             http: self.http,
             listeners,
+            fleet: Arc::clone(&fleet),
             wanted_ids: rules.ids().collect(),
             pipeline: Pipeline::new(rules, devices?, recipients, admissions),
             dispatch: dispatch::Settings {
                 directories: directories?,
+                fleet,
                 routes: routes?,
                 channels,
                 templates: templates?,

@@ -26,7 +26,8 @@
 //! | [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
-//! | [`message`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
+//! | [`message`], [`fortios`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
+//! | [`catch_up`] | what syslog lost, from the devices' own logs |
 //! | [`readiness`], [`seen`], [`web`], [`control`] | how it is watched and asked |
 //! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
@@ -58,11 +59,13 @@ pub mod backoff;
 pub mod channel;
 pub mod directory;
 pub mod dispatch;
+pub mod fortios;
 pub mod limits;
 pub mod message;
 pub mod routing;
 pub mod template;
 
+pub mod catch_up;
 pub mod control;
 pub mod readiness;
 pub mod seen;

@@ -3,10 +3,13 @@
 //! This is the only place where a [`Recipient`] is made. What a log says about addresses counts in `log` alone, and
 //! there too only within `recipients.domains`.
 
+mod fortigate;
 mod ldap;
 mod log;
 mod pattern;
 mod table;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use lettre::Address;
@@ -17,6 +20,7 @@ use toml::Spanned;
 use tracing::warn;
 
 use crate::activation::Activation;
+use crate::fortios::Fleet;
 use crate::glob::Glob;
 use crate::message::Recipient;
 use crate::recipients::Recipients;
@@ -134,7 +138,7 @@ impl Match {
 }
 
 /// The kinds of directory, as `type` names them.
-pub const KINDS: &[&str] = &["table", "ldap", "pattern", "log"];
+pub const KINDS: &[&str] = &["table", "ldap", "fortigate", "pattern", "log"];
 
 /// One `[[directory]]`.
 #[derive(Clone, Debug)]
@@ -143,6 +147,8 @@ pub enum Config {
     Table(table::Config),
     /// `type = "ldap"`
     Ldap(Box<ldap::Config>),
+    /// `type = "fortigate"`
+    Fortigate(fortigate::Config),
     /// `type = "pattern"`
     Pattern(pattern::Config),
     /// `type = "log"`
@@ -155,19 +161,27 @@ impl Config {
         match kind {
             "table" => table::Config::deserialize(from).map(Self::Table),
             "ldap" => ldap::Config::deserialize(from).map(|c| Self::Ldap(Box::new(c))),
+            "fortigate" => fortigate::Config::deserialize(from).map(Self::Fortigate),
             "pattern" => pattern::Config::deserialize(from).map(Self::Pattern),
             "log" => log::Config::deserialize(from).map(Self::Log),
             other => Err(de::Error::unknown_variant(other, KINDS)),
         }
     }
 
-    fn build(self, span: Span, recipients: &Recipients, check: &mut Check) -> Option<Entry> {
+    fn build(
+        self,
+        span: Span,
+        recipients: &Recipients,
+        fleet: Option<&Arc<Fleet>>,
+        check: &mut Check,
+    ) -> Option<Entry> {
         let (matches, directory): (Match, Box<dyn Directory>) = match self {
             Self::Table(c) => (
                 c.matches.clone(),
                 Box::new(c.build(span, recipients, check)?),
             ),
             Self::Ldap(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
+            Self::Fortigate(c) => (c.matches.clone(), Box::new(c.build(span, fleet, check)?)),
             Self::Pattern(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
             Self::Log(c) => (c.matches.clone(), Box::new(c.build(recipients))),
         };
@@ -187,10 +201,11 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// Reads tables and checks addresses. `None`: one of them can't be used, and `check` knows why.
+    /// Reads tables and checks addresses; `fleet` holds the devices that may be asked. `None`: one of them can't be used, and `check` knows why.
     pub fn build(
         configs: Vec<Spanned<Config>>,
         recipients: Recipients,
+        fleet: Option<&Arc<Fleet>>,
         check: &mut Check,
     ) -> Option<Self> {
         if configs.is_empty() {
@@ -204,7 +219,7 @@ impl Directories {
             .into_iter()
             .filter_map(|config| {
                 let span = config.span();
-                config.into_inner().build(span, &recipients, check)
+                config.into_inner().build(span, &recipients, fleet, check)
             })
             .collect();
         (entries.len() == wanted).then_some(Self {

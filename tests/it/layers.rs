@@ -71,9 +71,21 @@ const TABLE: &[(&str, May)] = &[
         Import(&["activation", "channel", "message", "secret", "settings"]),
     ),
     (
+        "fortios",
+        Import(&[
+            "activation",
+            "devices",
+            "secret",
+            "settings",
+            "syslog",
+            "tls",
+        ]),
+    ),
+    (
         "directory",
         Import(&[
             "activation",
+            "fortios",
             "glob",
             "message",
             "recipients",
@@ -97,6 +109,7 @@ const TABLE: &[(&str, May)] = &[
             "backoff",
             "channel",
             "directory",
+            "fortios",
             "limits",
             "message",
             "metrics",
@@ -107,6 +120,10 @@ const TABLE: &[(&str, May)] = &[
             "settings",
             "template",
         ]),
+    ),
+    (
+        "catch_up",
+        Import(&["activation", "dispatch", "fortios", "frame", "metrics"]),
     ),
     // How it is watched and asked.
     ("readiness", Import(&[])),

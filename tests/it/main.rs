@@ -3,6 +3,7 @@
 
 mod support;
 
+mod catch_up; // what syslog lost
 mod cli; // the commands, run as commands
 mod config; // valid and invalid configurations, and what is said about them
 mod crash; // the process is killed at random moments
@@ -11,12 +12,13 @@ mod directory; // who the person is
 mod dispatch; // cases, fallbacks, escalations
 mod docs; // the pages of docs/, as they are typed
 mod forged; // text that spells an event is none
+mod fortios; // what a FortiGate's REST API says
 mod fuzz; // what the fuzzers start from and found
 mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
-mod mail; // several relays, tokens in place of passwords, Graph
 mod ldap; // people in a real slapd
+mod mail; // several relays, tokens in place of passwords, Graph
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
 mod qr; // the image of a code, read back

@@ -3,7 +3,6 @@
 pub mod class;
 
 use std::error::Error;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -364,7 +363,7 @@ impl Endpoint {
         if let Some(reason) = tls::certificate_error(error, host) {
             return (Fault::Certificate, reason);
         }
-        if let Some(tls) = tls_error(error) {
+        if let Some(tls) = tls::rustls_error(error) {
             let reason = format!("no TLS connection to {host}{through}: {tls}");
             return (Fault::Tls, reason);
         }
@@ -379,7 +378,7 @@ impl Endpoint {
             let why = match (error.is_timeout(), error.is_dns()) {
                 (true, _) => format!("nothing answered within {:?}", self.timeout),
                 (_, true) => "its name can't be resolved".to_owned(),
-                _ => io_error(error)
+                _ => tls::io_error(error)
                     .map(ToString::to_string)
                     .or_else(|| proxy_said.map(|_| "the proxy can't or won't get there".to_owned()))
                     .unwrap_or_else(|| "it failed".to_owned()),
@@ -469,44 +468,15 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The innermost I/O error, which says what happened in the system's words.
-fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
-    causes(error)
-        .into_iter()
-        .filter_map(|e| e.downcast_ref())
-        .last()
-}
-
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    causes(error).into_iter().find_map(|e| e.downcast_ref())
-}
-
 /// What the proxy says when it wants another log-in; the type behind it can't be named.
 const PROXY_LOGIN: &str = "tunnel error: proxy authorization required";
 
 /// What went wrong between the proxy and the server.
 fn tunnel_error(error: &(dyn Error + 'static)) -> Option<String> {
-    causes(error)
+    tls::causes(error)
         .into_iter()
         .map(ToString::to_string)
         .find(|said| said.starts_with("tunnel error: "))
-}
-
-/// An error and all that it wraps. An I/O error's `source` skips what it wraps itself, hence the detour.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
-    let mut all = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        all.push(error);
-        next = match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    all
 }
 
 #[cfg(test)]
