@@ -331,16 +331,7 @@ fn split_name(name: &str) -> Option<(&str, &str, &str)> {
 /// The template that a misspelt name stands for: `Activation.DE_ch.txt`, `activation.de-CH.txt.j2`.
 fn meant(name: &str) -> Option<String> {
     let name = name.to_ascii_lowercase().replace('_', "-");
-    let name = [".j2", ".jinja", ".txt", ".bak", "~"]
-        .iter()
-        .fold(name.as_str(), |name, end| match name.strip_suffix(end) {
-            Some(short) if meant_exactly(short).is_some() => short,
-            _ => name,
-        });
-    meant_exactly(name)
-}
-
-fn meant_exactly(name: &str) -> Option<String> {
+    let name = name.strip_suffix(".j2").unwrap_or(&name);
     if BUILTIN[0].iter().any(|(shared, _)| *shared == name) {
         return Some(name.to_owned());
     }
@@ -352,6 +343,12 @@ fn meant_exactly(name: &str) -> Option<String> {
 
 /// A language tag in the usual spelling: `pt-BR`, `zh-Hant`.
 fn canonical(tag: &str) -> Option<String> {
+    let good = |part: &str| {
+        (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    if !tag.split('-').all(good) {
+        return None;
+    }
     let parts: Vec<String> = tag
         .split('-')
         .enumerate()
@@ -361,10 +358,7 @@ fn canonical(tag: &str) -> Option<String> {
             _ => part.to_ascii_lowercase(),
         })
         .collect();
-    let good = |part: &String| {
-        (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
-    };
-    parts.iter().all(good).then(|| parts.join("-"))
+    Some(parts.join("-"))
 }
 
 fn describe(error: &minijinja::Error) -> String {

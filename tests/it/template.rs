@@ -403,6 +403,10 @@ fn a_file_that_is_no_template_is_named_with_the_name_it_should_have() {
         ("notice.pt_br.subject", "name it notice.pt-BR.subject"),
         ("activation.fr.html.j2", "name it activation.fr.html"),
         ("Layout.html", "name it layout.html"),
+        (
+            "notice.a-éé.txt",
+            "templates have names such as activation.en.txt",
+        ),
     ] {
         let (built, findings) = with_files(&[(name, "x")]);
         assert!(built.is_some(), "{name}");
@@ -638,7 +642,7 @@ fn files_alone_make_a_language() {
     ];
     let files: Vec<(String, String)> = parts
         .iter()
-        .map(|name| (name.replace(".en.", ".he."), source(name)))
+        .map(|name| (name.replace(".en.", ".he-IL."), source(name)))
         .collect();
     let files: Vec<(&str, &str)> = files
         .iter()
@@ -649,12 +653,8 @@ fn files_alone_make_a_language() {
     let zone = berlin();
     let note = built
         .unwrap()
-        .activation(
-            &activation(),
-            Some(&alice(Some("he-IL"))),
-            &style(&zone, true),
-        )
+        .activation(&activation(), Some(&alice(Some("he"))), &style(&zone, true))
         .unwrap();
-    assert_eq!(note.language, "he");
-    assert!(note.html.contains("lang=\"he\" dir=\"rtl\""));
+    assert_eq!(note.language, "he-IL");
+    assert!(note.html.contains("lang=\"he-IL\" dir=\"rtl\""));
 }
