@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::channel::pace::Turns;
+use crate::limits::Rate;
 
 /// A suspended channel tries one delivery in this time.
 pub const PROBE_EVERY: Duration = Duration::from_secs(300);
@@ -84,6 +86,15 @@ impl Health {
             () => concurrency,
         };
         most.saturating_sub(running)
+    }
+
+    /// How many turns the channel's pace has left; an operator's one try has one in spite of it.
+    pub fn free_turns(&self, rates: &[Rate], moment: Instant) -> usize {
+        let free = self.turns.free(rates, moment);
+        match self.lock().lifted {
+            true => free.max(1),
+            false => free,
+        }
     }
 
     /// A try begins: it uses up what an operator lifted, and a suspended channel's probe.

@@ -86,7 +86,7 @@ impl Worker {
             let free = self
                 .health
                 .may_start(tries.len(), self.channel.concurrency, now)
-                .min(self.health.turns.free(rates, moment));
+                .min(self.health.free_turns(rates, moment));
             let next = match free {
                 0 => self.opens_at(now, moment),
                 free => match self

@@ -576,6 +576,11 @@ async fn more_than_the_pace_wait_in_the_outbox_untried_and_a_reload_gives_no_tur
         "{waiting:?}"
     );
     assert_eq!(sink.requests().len(), 4);
+    let id = waiting[0]["id"].as_str().unwrap();
+    assert!(relay.cli(&["queue", "retry", id]).status.success());
+    until("the one that an operator wants", || {
+        (codes(&sink).len() == 5).then_some(())
+    });
     relay.configure(&config(""));
     relay.signal(rustix::process::Signal::HUP);
     until("the rest", || (codes(&sink).len() == 6).then_some(()));

@@ -1,5 +1,7 @@
 //! The webhook, the file, and what all channels have in common.
 
+use std::io::Read;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -175,6 +177,36 @@ async fn what_came_after_the_request_is_unknown_and_what_came_before_is_away() {
         panic!("{sent:?}");
     };
     assert!(reason.contains("refused"), "{reason}");
+    // A name that nobody has, and a port that speaks no TLS.
+    for (url, want) in [
+        (
+            "http://relay.invalid/in".to_owned(),
+            "no connection to relay.invalid",
+        ),
+        (
+            format!("https://127.0.0.1:{}/in", no_tls()),
+            "no TLS connection to",
+        ),
+    ] {
+        let (channel, _) = build("webhook", &format!("url = \"{url}\""), "timeout = \"2s\"");
+        let (sent, _) = send_to(&channel.unwrap(), None, &note(true), &Commits::good()).await;
+        let Err(SendError::Away { reason, .. }) = &sent else {
+            panic!("{url} {sent:?}");
+        };
+        assert!(reason.contains(want), "{reason}");
+    }
+}
+
+/// The port of a server that speaks first, and no TLS.
+fn no_tls() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(b"220 what do you want?\r\n").unwrap();
+        drop(peer.read(&mut [0; 4096]));
+    });
+    port
 }
 
 #[tokio::test]
