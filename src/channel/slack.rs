@@ -78,7 +78,7 @@ pub struct Config {
 /// A way into one workspace.
 pub enum Slack {
     /// An incoming webhook.
-    Place(Endpoint),
+    Place(Box<Endpoint>),
     /// A bot.
     Bot(Box<Bot>),
 }
@@ -136,7 +136,7 @@ impl Config {
                 }
                 let url = check.secret(source)?;
                 let endpoint = Endpoint::build(&url, source.span.clone(), way, check)?;
-                Some(Slack::Place(endpoint.showing(SHOWN)))
+                Some(Slack::Place(Box::new(endpoint.showing(SHOWN))))
             }
             (None, Some(source)) => {
                 let (api, span) = match &self.api {

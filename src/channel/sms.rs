@@ -38,7 +38,7 @@ const API: &str = "https://api.twilio.com";
 const SHOWN: &[&str] = &["sid", "status", "code", "error_code", "message"];
 /// The longest text that is taken; templates stay far below it.
 const MAX_BODY_CHARS: usize = 1_600;
-/// The bounds of ValidityPeriod. Twilio's pages name 14,400 and, of late, 36,000 as the most; what both allow is long enough for a queue.
+/// The bounds of `ValidityPeriod`. Twilio's pages name 14,400 and, of late, 36,000 as the most; what both allow is long enough for a queue.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<i64> = 1..=14_400;
 /// How many digits an international number has, E.164.
 const NUMBER_DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
