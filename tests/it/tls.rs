@@ -496,6 +496,21 @@ fn what_is_bound_changes_its_name_and_transport_only_with_a_restart() {
 // === What check says ===
 
 #[test]
+fn a_certificate_that_no_listener_asks_for_is_warned_of() {
+    let device = "[[device]]\nid = \"FGT1\"\npeers = [\"10.20.0.1\", \"fgt1.example.com\"]\n";
+    let relay = Relay::prepare(&format!("{BASE}{device}{ROUTE}"));
+    let said = || String::from_utf8(relay.cli(&["check"]).stdout).unwrap();
+    assert!(said().contains("warning: `peers` names a certificate, but no listener asks for one"));
+    relay.configure(&format!(
+        "{BASE}{LISTENER}client_ca = \"ca.pem\"\n{device}{ROUTE}"
+    ));
+    assert!(!said().contains("`peers` names a certificate"));
+    let address = device.replace("fgt1.example.com", "10.20.0.2");
+    relay.configure(&format!("{BASE}{address}{ROUTE}"));
+    assert!(!said().contains("`peers` names a certificate"));
+}
+
+#[test]
 fn every_mistake_with_certificates_is_named_with_its_place() {
     let authority = Authority::new();
     let dir = tempfile::tempdir().unwrap();
