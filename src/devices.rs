@@ -18,6 +18,7 @@ use crate::frame::Peer;
 use crate::settings::Check;
 use crate::settings::Period;
 use crate::settings::SecretSource;
+use crate::settings::Span;
 
 /// `[[device]]`
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +46,20 @@ pub struct Config {
     pub catch_up: Option<Spanned<Period>>,
     /// The VDOMs whose logs are read; default those that were heard of, and `root`.
     pub vdoms: Option<Spanned<Vec<String>>>,
+}
+
+impl Config {
+    /// Where `peers` stands, if it names a certificate.
+    pub fn certified_peers(&self) -> Option<Span> {
+        let peers = self.peers.as_ref()?;
+        let mut speakers = peers
+            .get_ref()
+            .iter()
+            .filter_map(|peer| Speaker::parse(peer));
+        speakers
+            .any(|speaker| matches!(speaker, Speaker::Certificate(_)))
+            .then(|| peers.span())
+    }
 }
 
 /// `id`: one, or a list.
