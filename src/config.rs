@@ -697,6 +697,18 @@ impl File {
         let mut listen = self.listen;
         let admissions = listeners(&mut listen, check);
         let listeners = unplaced(listen);
+        if !listeners.iter().any(ingest::Config::verifies_clients) {
+            let certified = self
+                .device
+                .iter()
+                .filter_map(|d| d.get_ref().certified_peers());
+            for peers in certified {
+                check.warning(
+                    peers,
+                    "`peers` names a certificate, but no listener asks for one; write `client_ca` in a [[listen]] with transport = \"tls\"",
+                );
+            }
+        }
         let devices = Devices::build(unplaced(self.device), self.validity.0, check);
         let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);

@@ -16,6 +16,7 @@ use crate::activation::Device;
 use crate::frame::Peer;
 use crate::settings::Check;
 use crate::settings::Period;
+use crate::settings::Span;
 
 /// `[[device]]`
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +30,20 @@ pub struct Config {
     pub peers: Option<Spanned<Vec<String>>>,
     /// How long its codes live; default the `validity` of the whole configuration.
     pub validity: Option<Spanned<Period>>,
+}
+
+impl Config {
+    /// Where `peers` stands, if it names a certificate.
+    pub fn certified_peers(&self) -> Option<Span> {
+        let peers = self.peers.as_ref()?;
+        let mut speakers = peers
+            .get_ref()
+            .iter()
+            .filter_map(|peer| Speaker::parse(peer));
+        speakers
+            .any(|speaker| matches!(speaker, Speaker::Certificate(_)))
+            .then(|| peers.span())
+    }
 }
 
 /// `id`: one, or a list.

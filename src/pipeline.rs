@@ -17,6 +17,7 @@ use crate::devices::Claim;
 use crate::devices::Devices;
 use crate::devices::Recognised;
 use crate::frame::Frame;
+use crate::frame::Peer;
 use crate::glob::Glob;
 use crate::recipients::Recipients;
 use crate::rules::Rules;
@@ -32,6 +33,10 @@ const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(5);
 const MAX_ZONE: SignedDuration = SignedDuration::from_hours(14);
 /// FortiOS limits `user` to 256 characters.
 const MAX_USER_CHARS: usize = 256;
+/// So many names of a certificate are shown.
+const MAX_NAMES_SHOWN: usize = 3;
+/// The longest name of a certificate that is shown.
+const MAX_NAME_CHARS: usize = 100;
 /// The longest event description that is kept.
 const MAX_DESCRIPTION_CHARS: usize = 128;
 
@@ -264,12 +269,9 @@ impl Pipeline {
                     "`peers` of the device {id} was not checked, for the peer is not known"
                 ));
             } else if !recognised.may_be_spoken_for_by(&frame.peer) {
-                let peer = frame
-                    .peer
-                    .address
-                    .map_or_else(|| "this peer".to_owned(), |address| address.to_string());
                 return Err(format!(
-                    "{peer} may not speak for the device {id}; it is not in its `peers`"
+                    "{} may not speak for the device {id}; it is not in its `peers`",
+                    who(&frame.peer)
                 ));
             }
         }
@@ -316,6 +318,20 @@ impl Pipeline {
             token: token(record, &msg),
             addresses: activation::find_addresses(&msg),
         }
+    }
+}
+
+/// A peer by its address, and by its certificate where it has one.
+fn who(peer: &Peer) -> String {
+    let address = peer
+        .address
+        .map_or_else(|| "this peer".to_owned(), |address| address.to_string());
+    let names = peer.certificate_names.iter().take(MAX_NAMES_SHOWN);
+    let names: Vec<_> = names.map(|n| one_line(n, MAX_NAME_CHARS)).collect();
+    if names.is_empty() {
+        address
+    } else {
+        format!("{address} with the certificate of {}", names.join(", "))
     }
 }
 

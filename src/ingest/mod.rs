@@ -272,6 +272,15 @@ impl Config {
         }
     }
 
+    /// Whether it asks for client certificates, so that their names can be believed.
+    pub fn verifies_clients(&self) -> bool {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => false,
+            Self::Tls(tls) => tls.client_ca.is_some(),
+            Self::Stitch(stitch) => stitch.client_ca.is_some(),
+        }
+    }
+
     /// Reads certificates and secrets, and says what can't be right.
     pub fn build(&mut self, check: &mut Check) {
         self.check(check);
