@@ -24,8 +24,11 @@ use ftm_relay::syslog;
 use ftm_relay::syslog::Gate;
 use jiff::Timestamp;
 
+/// Takes any bytes and panics where something does not hold.
+pub type Target = fn(&[u8]);
+
 /// What each target is called, and what it does.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("framing", framing),
     ("line", line),
     ("kv", kv),

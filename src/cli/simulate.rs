@@ -18,10 +18,10 @@ pub struct Args {
     /// Where to: udp://HOST:PORT, tcp://HOST:PORT (octet counting), tcp+lf://HOST:PORT or tls://HOST:PORT
     #[arg(long, value_name = "URL")]
     to: Target,
-    /// For tls://: the authorities that may have signed the listener's certificate, in PEM; by default the system's
+    /// With TLS: the authorities that may have signed the listener's certificate, in PEM; by default the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// For tls:// with `client_ca`: the certificate to show, in PEM
+    /// With TLS, for a listener with `client_ca`: the certificate to show, in PEM
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
     /// Its key, in PEM

@@ -7,8 +7,11 @@ use std::fmt::Write;
 use super::device::Head;
 use super::random::Random;
 
+/// Writes the fields of one kind of line.
+type Kind = fn(&mut Noise, &mut String) -> Head;
+
 /// How often each kind of line comes in a thousand, and what writes its fields.
-const KINDS: [(u64, fn(&mut Noise, &mut String) -> Head); 20] = [
+const KINDS: [(u64, Kind); 20] = [
     (640, Noise::forward),
     (70, Noise::denied),
     (60, Noise::local),

@@ -109,7 +109,9 @@ fn noise_is_read_in_every_format_and_never_in_doubt() {
         for line in simulate::noise(*format, 1).take(2_000) {
             let record = syslog::parse(line.as_bytes()).unwrap_or_else(|e| panic!("{e}: {line}"));
             assert_eq!(record.format(), *name, "{line}");
-            assert!(!record.is_doubtful() && !record.is_torn(), "{line}");
+            assert!(!record.is_doubtful(), "{line}");
+            // An odd quote in an attack's text is escaped nowhere in CEF.
+            assert!(!record.is_torn() || *name == "cef", "{line}");
             for field in ["logid", "type", "subtype", "vd", "eventtime"] {
                 assert!(
                     record.get(field).is_some_and(|v| !v.is_empty()),
