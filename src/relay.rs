@@ -35,6 +35,7 @@ use crate::control::Door;
 use crate::control::Operator;
 use crate::control::Replayed;
 use crate::control::Request;
+use crate::control::Status;
 use crate::dispatch;
 use crate::dispatch::Dispatcher;
 use crate::frame::Frame;
@@ -99,6 +100,8 @@ struct Reader {
     readiness: Arc<Readiness>,
     dispatcher: Arc<Dispatcher>,
     catch_up: Arc<CatchUp>,
+    view: Arc<web::View>,
+    since: Timestamp,
 }
 
 impl Relay {
@@ -171,6 +174,8 @@ impl Relay {
             readiness,
             dispatcher: Arc::clone(&dispatcher),
             catch_up,
+            view: Arc::clone(&view),
+            since: Timestamp::now(),
         });
         let settings = watch::Sender::new(Arc::new(config.dispatch));
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
@@ -613,6 +618,27 @@ impl Reader {
         }
     }
 
+    async fn status(&self, now: Timestamp) -> Answer {
+        let stats = self.outbox.depth(now).await.ok().map(Into::into);
+        let metrics = match self.view.metrics().await {
+            Ok(text) => text,
+            Err(e) => return Answer::Error(e.to_string()),
+        };
+        let board = self.dispatcher.board().into_iter();
+        let strangers = self.seen.strangers().into_iter();
+        Answer::Status(Box::new(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            not_ready: self.readiness.reasons(),
+            suspended: board
+                .filter_map(|(name, health)| Some((name, health.suspended?)))
+                .collect(),
+            strangers: strangers.map(|(_, s)| (s.why, s.count)).collect(),
+            stats,
+            metrics,
+        }))
+    }
+
     /// The lines of a file, as if they had come by the wire now.
     async fn replay(&self, lines: &[String]) -> anyhow::Result<Replayed> {
         let pipeline = self.pipeline.load_full();
@@ -741,6 +767,7 @@ impl Operator for Reader {
                 .depth(now)
                 .await
                 .map(|depth| Answer::Stats(depth.into())),
+            Request::Status => return self.status(now).await,
             Request::Replay(lines) => {
                 return self
                     .replay(&lines)

@@ -146,6 +146,7 @@ async fn directly(state_dir: &Path, request: Request) -> anyhow::Result<Answer> 
         }
         Request::Stats => Answer::Stats(outbox.depth(Timestamp::now()).await?.into()),
         Request::Replay(_) => bail!("a replay needs the whole configuration"),
+        Request::Status => bail!("no relay runs"),
     })
 }
 
@@ -175,6 +176,7 @@ fn print(answer: Answer, json: bool) -> anyhow::Result<ExitCode> {
             }
         }
         Answer::Replayed(done) => say(serde_json::to_string(&done)?)?,
+        Answer::Status(status) => say(serde_json::to_string(&status)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
