@@ -144,5 +144,6 @@ fn event() -> Activation {
         code: None,
         token: None,
         addresses: Vec::new(),
+        origin: Default::default(),
     }
 }

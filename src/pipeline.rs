@@ -12,7 +12,9 @@ use crate::activation::Activation;
 use crate::activation::ActivationCode;
 use crate::activation::Device;
 use crate::activation::Found;
+use crate::activation::Origin;
 use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::devices::Claim;
 use crate::devices::Devices;
 use crate::devices::Recognised;
@@ -304,6 +306,10 @@ impl Pipeline {
             code: event.code,
             token: token(record, &msg),
             addresses: activation::find_addresses(&msg),
+            origin: Origin {
+                line: line(frame, record.format()),
+                standing: Standing::Logged,
+            },
         }
     }
 }
@@ -368,6 +374,19 @@ fn in_words(span: SignedDuration) -> String {
 
 fn later(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// Which line it was, for the trace: enough to find it in another log, and nothing that stands in it.
+fn line(frame: &Frame, format: &str) -> String {
+    let from = frame
+        .peer
+        .address
+        .map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
+    let by = match &frame.listener {
+        Some(name) => format!(" on the listener {name}"),
+        None => String::new(),
+    };
+    format!("{format}, {} bytes, from {from}{by}", frame.bytes.len())
 }
 
 /// The token's serial number: the field `serialno`, else by its shape from the message.

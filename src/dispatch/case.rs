@@ -592,6 +592,7 @@ mod tests {
             code: ActivationCode::parse("EEIOTCU3LENEDJMR"),
             token: None,
             addresses: Vec::new(),
+            origin: Default::default(),
         };
         assert!(activation.code.is_some());
         Case {

@@ -30,6 +30,7 @@ use crate::dispatch::worker::Worker;
 use crate::limits;
 use crate::metrics;
 use crate::metrics::Metrics;
+use crate::outbox::Advanced;
 use crate::outbox::Case;
 use crate::outbox::CaseState;
 use crate::outbox::Outbox;
@@ -294,13 +295,23 @@ impl Dispatcher {
             .iter()
             .map(|d| d.channel.clone())
             .collect();
-        let state = match self.advance(case, decision.step).await {
-            Ok(state) => state,
+        let Advanced {
+            state,
+            superseded,
+            cancelled,
+        } = match self.advance(case, decision.step).await {
+            Ok(advanced) => advanced,
             Err(OutboxError::LostLease) => return,
             Err(e) => {
                 return warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id);
             }
         };
+        for _ in 0..superseded {
+            self.metrics.ended("superseded");
+        }
+        for _ in 0..cancelled {
+            self.metrics.ended("cancelled");
+        }
         let held = wanted == Some(CaseState::Routed) && state == CaseState::NeedsAttention;
         if let Some(outcome) = decision.ended.or(held.then_some("held")) {
             self.metrics.ended(outcome);
@@ -317,7 +328,7 @@ impl Dispatcher {
     }
 
     /// Writes a decision down, as long as the lease lasts: while the outbox is away, nothing else could be done either.
-    async fn advance(&self, case: &Case, step: Step) -> Result<CaseState, OutboxError> {
+    async fn advance(&self, case: &Case, step: Step) -> Result<Advanced, OutboxError> {
         let end = Instant::now() + CASE_LEASE;
         loop {
             match self

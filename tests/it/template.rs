@@ -44,6 +44,7 @@ pub fn activation() -> Activation {
         code: ActivationCode::parse(CODE),
         token: None,
         addresses: Vec::new(),
+        origin: Default::default(),
     }
 }
 
