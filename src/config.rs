@@ -26,6 +26,7 @@ use crate::devices::Devices;
 use crate::directory;
 use crate::directory::Directories;
 use crate::dispatch;
+use crate::fortios::Fleet;
 use crate::ingest;
 use crate::limits;
 use crate::outbox;
@@ -64,6 +65,8 @@ pub struct Config {
     pub pipeline: Pipeline,
     /// Everything behind the outbox.
     pub dispatch: dispatch::Settings,
+    /// The devices whose REST API may be asked.
+    pub fleet: Arc<Fleet>,
     /// The message ids of all rules.
     pub wanted_ids: BTreeSet<u32>,
     /// The channels by name, also those whose secrets can't be read here.
@@ -702,7 +705,9 @@ impl File {
         }
         let admissions = listeners(&self.listen, check);
         let listeners: Vec<_> = self.listen.into_iter().map(Spanned::into_inner).collect();
-        let devices = Devices::build(unplaced(self.device), self.validity.0, check);
+        let devices = unplaced(self.device);
+        let fleet = Fleet::build(&devices, self.validity.0, check);
+        let devices = Devices::build(devices, self.validity.0, check);
         let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);
         let channels = channels(self.channel, &state_dir, check);
@@ -718,16 +723,18 @@ impl File {
         if check.has_problems() {
             return None;
         }
-        let (recipients, rules) = (recipients?, rules?);
+        let (recipients, rules, fleet) = (recipients?, rules?, fleet?);
         let mismatch = recipients.mismatch;
         Some(Config {
             state_dir,
             http: self.http,
             listeners,
+            fleet: Arc::clone(&fleet),
             wanted_ids: rules.ids().collect(),
             pipeline: Pipeline::new(rules, devices?, recipients, admissions),
             dispatch: dispatch::Settings {
                 directories: directories?,
+                fleet,
                 routes: routes?,
                 channels,
                 templates: templates?,

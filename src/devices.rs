@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,6 +17,7 @@ use crate::activation::Device;
 use crate::frame::Peer;
 use crate::settings::Check;
 use crate::settings::Period;
+use crate::settings::SecretSource;
 
 /// `[[device]]`
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +31,20 @@ pub struct Config {
     pub peers: Option<Spanned<Vec<String>>>,
     /// How long its codes live; default the `validity` of the whole configuration.
     pub validity: Option<Spanned<Period>>,
+    /// The address of its REST API, such as `https://10.20.0.1`. Without it the keys below have no use.
+    pub api: Option<Spanned<String>>,
+    /// The key of a REST API administrator.
+    pub token: Option<SecretSource>,
+    /// The authorities that may sign the API's certificate; default those of the system.
+    pub ca_file: Option<Spanned<PathBuf>>,
+    /// The one certificate that is believed, in place of any authority: `sha256:` and its digest in hexadecimal.
+    pub fingerprint: Option<Spanned<String>>,
+    /// Nothing is sent before the API confirms token, user and code.
+    pub confirm: Option<Spanned<bool>>,
+    /// How often the device's own event log is read for what syslog lost; zero: never.
+    pub catch_up: Option<Spanned<Period>>,
+    /// The VDOMs whose logs are read; default those that were heard of, and `root`.
+    pub vdoms: Option<Spanned<Vec<String>>>,
 }
 
 /// `id`: one, or a list.

@@ -26,7 +26,7 @@
 //! | [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
-//! | [`message`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
+//! | [`message`], [`fortios`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
 //! | [`readiness`], [`seen`], [`web`], [`control`] | how it is watched and asked |
 //! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
@@ -57,6 +57,7 @@ pub mod backoff;
 pub mod channel;
 pub mod directory;
 pub mod dispatch;
+pub mod fortios;
 pub mod limits;
 pub mod message;
 pub mod routing;

@@ -1,7 +1,5 @@
 //! One POST, for every channel that speaks HTTP: who is asked, how long, and what an answer means.
 
-use std::error::Error;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -253,7 +251,7 @@ impl Endpoint {
         if let Some(reason) = tls::certificate_error(error, host) {
             return SendError::Broken { reason };
         }
-        if let Some(tls) = tls_error(error) {
+        if let Some(tls) = tls::tls_error(error) {
             return SendError::Away {
                 reason: format!("no TLS connection to {host}: {tls}"),
                 after: None,
@@ -263,7 +261,7 @@ impl Endpoint {
             let why = match (error.is_timeout(), error.is_dns()) {
                 (true, _) => format!("nothing answered within {:?}", self.timeout),
                 (_, true) => "its name can't be resolved".to_owned(),
-                _ => io_error(error).map_or_else(|| "it failed".to_owned(), |e| e.to_string()),
+                _ => tls::io_error(error).map_or_else(|| "it failed".to_owned(), |e| e.to_string()),
             };
             return SendError::Away {
                 reason: format!("no connection to {host}: {why}"),
@@ -342,35 +340,6 @@ fn is_loopback(url: &Url) -> bool {
         Ok(address) => address.is_loopback(),
         Err(_) => host == "localhost",
     }
-}
-
-/// The innermost I/O error, which says what happened in the system's words.
-fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
-    causes(error)
-        .into_iter()
-        .filter_map(|e| e.downcast_ref())
-        .last()
-}
-
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    causes(error).into_iter().find_map(|e| e.downcast_ref())
-}
-
-/// An error and all that it wraps. An I/O error's `source` skips what it wraps itself, hence the detour.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
-    let mut all = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        all.push(error);
-        next = match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    all
 }
 
 #[cfg(test)]

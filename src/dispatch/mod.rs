@@ -27,6 +27,7 @@ use crate::dispatch::case::Situation;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::HealthState;
 use crate::dispatch::worker::Worker;
+use crate::fortios::Fleet;
 use crate::limits;
 use crate::metrics;
 use crate::metrics::Metrics;
@@ -57,6 +58,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Who people are.
     pub directories: Directories,
+    /// The devices whose REST API may be asked.
+    pub fleet: Arc<Fleet>,
     /// Which channels an activation takes.
     pub routes: Routes,
     /// The ways out.

@@ -19,6 +19,7 @@ mod keyvalue;
 mod rfc5424;
 
 pub use clock::Claimed;
+pub use clock::parse_event_time;
 pub use gate::Gate;
 
 use header::Header;

@@ -67,9 +67,21 @@ const TABLE: &[(&str, May)] = &[
         Import(&["activation", "channel", "message", "secret", "settings"]),
     ),
     (
+        "fortios",
+        Import(&[
+            "activation",
+            "devices",
+            "secret",
+            "settings",
+            "syslog",
+            "tls",
+        ]),
+    ),
+    (
         "directory",
         Import(&[
             "activation",
+            "fortios",
             "glob",
             "message",
             "recipients",
@@ -92,6 +104,7 @@ const TABLE: &[(&str, May)] = &[
             "backoff",
             "channel",
             "directory",
+            "fortios",
             "limits",
             "message",
             "metrics",
