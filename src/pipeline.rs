@@ -282,6 +282,10 @@ impl Pipeline {
             .time_key()
             .unwrap_or_else(|| frame.received_at.as_second().to_string());
         let (event_time, skew) = event_time(record, frame.received_at, &mut reading.notes);
+        let standing = match recognised.must_be_confirmed() && event.stage == Stage::CodeSent {
+            true => Standing::Provisional,
+            false => Standing::Logged,
+        };
         let Recognised {
             device, validity, ..
         } = recognised;
@@ -308,7 +312,7 @@ impl Pipeline {
             addresses: activation::find_addresses(&msg),
             origin: Origin {
                 line: line(frame, record.format()),
-                standing: Standing::Logged,
+                standing,
             },
         }
     }

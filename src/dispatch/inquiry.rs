@@ -20,16 +20,35 @@ use crate::outbox::Evidence;
 
 /// `two-factor-ftm-expiry` is 168 h at most, so a device that claims more is not believed.
 const MAX_LIFE: SignedDuration = SignedDuration::from_hours(168);
+/// Longer than a device may take for all that it is asked about one event.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A code that the log shows waits so long for the device to say whose it is, unless it must be confirmed.
 const COURTESY: Duration = Duration::from_secs(5);
+
+impl Inquiry {
+    /// The sentence for the trace.
+    pub fn said(&self) -> &str {
+        match self {
+            Self::Stands(said) | Self::Proven { said, .. } => said,
+            Self::Waits { reason, .. } | Self::Stops { reason, .. } => reason,
+        }
+    }
+}
 
 /// What the device's word means for an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inquiry {
     /// The log's word stands; what the device said to it, for the trace.
     Stands(String),
-    /// The device has said enough; how, for the trace.
-    Proven(Evidence, String),
+    /// The device has said enough.
+    Proven {
+        /// What is kept of it.
+        evidence: Evidence,
+        /// Who holds the token, as the device spells it.
+        holder: String,
+        /// How, for the trace.
+        said: String,
+    },
     /// The device may say more later.
     Waits {
         /// Why, and what an administrator can do.
@@ -73,31 +92,32 @@ pub async fn inquire(
             stops("unconfirmed", "it came while the device had `confirm = true`, and no API can be asked any more; `queue retry` sends it unconfirmed")
         });
     };
-    match activation.stage {
-        Stage::Activated => Some(match held(gate, activation).await {
-            Ok(tokens) => tie(&tokens, terms),
-            Err(e) => away(e),
-        }),
-        Stage::CodeSent if terms.confirm || activation.code.is_none() => {
-            Some(match held(gate, activation).await {
-                Ok(tokens) => judge(activation, &tokens, terms),
-                Err(e) => away(e),
-            })
+    // Where the log's word is enough, the device is only asked whether it knows better.
+    let is_needed =
+        activation.stage == Stage::Activated || terms.confirm || activation.code.is_none();
+    let patience = if is_needed { PATIENCE } else { COURTESY };
+    let asked = match activation.stage {
+        Stage::Activated | Stage::CodeSent => {
+            tokio::time::timeout(patience, held(gate, activation)).await
         }
-        Stage::CodeSent => {
-            // The log's word is enough; the device is only asked whether it knows better.
-            let asked = tokio::time::timeout(COURTESY, held(gate, activation)).await;
-            Some(match asked {
-                Ok(Ok(tokens)) => judge(activation, &tokens, terms),
-                Ok(Err(e)) => Inquiry::Stands(format!("no answer, the log's word stands: {e}")),
-                Err(_) => Inquiry::Stands(format!(
-                    "no answer within {} s, the log's word stands",
-                    COURTESY.as_secs()
-                )),
-            })
-        }
-        Stage::Requested | Stage::Failed => None,
-    }
+        Stage::Requested | Stage::Failed => return None,
+    };
+    let tokens = asked.unwrap_or_else(|_| {
+        Err(ApiError::Away {
+            reason: format!(
+                "{} gave no answer within {} s",
+                gate.host(),
+                patience.as_secs()
+            ),
+            after: None,
+        })
+    });
+    Some(match tokens {
+        Ok(tokens) if activation.stage == Stage::Activated => tie(&tokens, terms),
+        Ok(tokens) => judge(activation, &tokens, terms),
+        Err(e) if is_needed => away(e),
+        Err(e) => Inquiry::Stands(format!("{e}; the log's word stands")),
+    })
 }
 
 /// The tokens that an event can be about: the one whose serial number it names, else those of its user; and the one whose
@@ -182,14 +202,20 @@ fn confirm(
                     "the device shows {}, so it can't confirm any",
                     token.code.shown()
                 )),
-                (None, _, []) => unconfirmed(format!("the device knows no token of {user}, and this code on no other token")),
+                (None, _, []) => unconfirmed(format!(
+                    "the device knows no token of {user}, and this code on no other token"
+                )),
                 (None, ..) => unconfirmed(format!(
                     "the device knows another code for the token of {user}, and this one on no token"
                 )),
             };
         }
     };
-    if activation.token.as_ref().is_some_and(|serial| *serial != token.serial) {
+    if activation
+        .token
+        .as_ref()
+        .is_some_and(|serial| *serial != token.serial)
+    {
         return stops(
             "ambiguous",
             format!(
@@ -304,22 +330,27 @@ fn owned(
         token: serial.clone(),
         person,
     };
-    Inquiry::Proven(evidence, whose)
+    Inquiry::Proven {
+        evidence,
+        holder: owner.name.clone(),
+        said: whose,
+    }
 }
 
 /// Whose token was activated.
 fn tie(tokens: &[Token], terms: &Terms<'_>) -> Inquiry {
     match tokens {
         [token] => match &token.owner {
-            Some(owner) => Inquiry::Proven(
-                Evidence {
+            Some(owner) => Inquiry::Proven {
+                evidence: Evidence {
                     code: None,
                     expires_at: None,
                     token: token.serial.clone(),
                     person: (terms.person)(&owner.name),
                 },
-                format!("token {} is held by {}", token.serial, shown(&owner.name)),
-            ),
+                holder: owner.name.clone(),
+                said: format!("token {} is held by {}", token.serial, shown(&owner.name)),
+            },
             None => Inquiry::Stands(format!("nobody is known to hold token {}", token.serial)),
         },
         _ => Inquiry::Stands("the device doesn't know the token".to_owned()),

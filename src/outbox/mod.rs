@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::activation::Activation;
 use crate::activation::ActivationCode;
 use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::channel::OnUncertain;
 use crate::message::Recipient;
 
@@ -235,6 +236,22 @@ pub struct Case {
     pub told: Vec<String>,
     /// Its deliveries, escalations left out.
     pub deliveries: Vec<CaseDelivery>,
+}
+
+impl Case {
+    /// The case as it is once this evidence is kept.
+    pub fn informed(&self, evidence: &Evidence) -> Self {
+        let mut case = self.clone();
+        let activation = &mut case.activation;
+        if evidence.code.is_some() {
+            activation.code.clone_from(&evidence.code);
+        }
+        activation.expires_at = evidence.expires_at.unwrap_or(activation.expires_at);
+        activation.token = Some(evidence.token.clone());
+        activation.person.clone_from(&evidence.person);
+        activation.origin.standing = Standing::Confirmed;
+        case
+    }
 }
 
 /// One delivery of a case.
