@@ -3,9 +3,9 @@
 pub mod case;
 pub mod health;
 pub mod inquiry;
+pub mod survey;
 pub mod worker;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -21,35 +21,27 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
-use crate::activation::Activation;
 use crate::activation::Stage;
-use crate::activation::Standing;
 use crate::backoff;
 use crate::channel::Channel;
 use crate::directory::Directories;
-use crate::directory::Lookup;
-use crate::directory::LookupError;
 use crate::dispatch::case::Facts;
 use crate::dispatch::case::Situation;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::HealthState;
-use crate::dispatch::inquiry::Inquiry;
-use crate::dispatch::inquiry::Terms;
+use crate::dispatch::survey::Survey;
 use crate::dispatch::worker::Worker;
 use crate::fortios::Fleet;
 use crate::limits;
 use crate::metrics;
 use crate::metrics::Metrics;
 use crate::outbox::Advanced;
-use crate::outbox::By;
 use crate::outbox::Case;
 use crate::outbox::CaseState;
-use crate::outbox::Finding;
 use crate::outbox::Outbox;
 use crate::outbox::OutboxError;
 use crate::outbox::Step;
 use crate::recipients::Mismatch;
-use crate::routing::Route;
 use crate::routing::Routes;
 use crate::template::Templates;
 
@@ -265,34 +257,24 @@ impl Dispatcher {
     }
 
     async fn step(&self, case: &Case, settings: &Settings) {
-        let inquiry = ask(case, settings).await;
-        let proven = match &inquiry {
-            Some(Inquiry::Proven {
-                evidence, holder, ..
-            }) => Some((evidence, holder.as_str())),
-            _ => None,
+        let wants_people = case.state == CaseState::Received;
+        let wants_device = !case.reached
+            && (wants_people
+                || (case.state == CaseState::Recorded
+                    && case.activation.stage == Stage::Activated));
+        let survey = match wants_people || wants_device {
+            true => Some(settings.survey(&case.activation, case.released).await),
+            false => None,
         };
-        let informed = proven.map(|(evidence, _)| case.informed(evidence));
+        let evidence = survey.as_ref().and_then(Survey::evidence).cloned();
+        let informed = evidence.as_ref().map(|evidence| Case {
+            activation: evidence.applied_to(&case.activation),
+            ..case.clone()
+        });
         let known = informed.as_ref().unwrap_or(case);
+        let (inquiry, lookup, trace) =
+            survey.map_or_else(Default::default, |s| (s.inquiry, s.lookup, s.trace));
         let route = settings.routes.find(&known.activation);
-        let nothing_to_send =
-            matches!(inquiry, Some(Inquiry::Stops { .. } | Inquiry::Waits { .. }));
-        let lookup = if case.state == CaseState::Received
-            && known.activation.code.is_some()
-            && !nothing_to_send
-            && let Some(route) = route
-        {
-            let who = who_is_meant(
-                &known.activation,
-                proven.map(|(_, holder)| holder),
-                settings,
-            );
-            let domains = route.domains.as_deref();
-            Some(settings.directories.find(&who, domains).await)
-        } else {
-            None
-        };
-        let trace = trace(known, inquiry.as_ref(), lookup.as_ref(), route, settings);
         // Only now: a look-up takes time, and a channel may have been suspended meanwhile.
         let channels = self.facts(settings);
         let now = Timestamp::now();
@@ -318,7 +300,7 @@ impl Dispatcher {
             lookup_wait: Duration::try_from(due.duration_since(now)).unwrap_or_default(),
             now,
         });
-        decision.step.evidence = proven.map(|(evidence, _)| evidence.clone());
+        decision.step.evidence = evidence;
         decision.step.trace = trace;
         if let Some(other) = &decision.mismatch {
             warn!(activation.id = %case.id, "Another address than the one found stands in the message: {other}");
@@ -438,78 +420,6 @@ impl Dispatcher {
             }
         }
     }
-}
-
-/// Asks the device, where its word is needed or known better than the log's.
-async fn ask(case: &Case, settings: &Settings) -> Option<Inquiry> {
-    let activation = &case.activation;
-    let is_open = case.state == CaseState::Received
-        || (case.state == CaseState::Recorded && activation.stage == Stage::Activated);
-    if !is_open || case.reached || Timestamp::now() >= activation.expires_at {
-        return None;
-    }
-    let gate = settings.fleet.device(&activation.device);
-    let confirm = activation.origin.standing == Standing::Provisional
-        || gate.is_some_and(|gate| gate.confirms());
-    let terms = Terms {
-        confirm,
-        released: case.released,
-        person: &|user| settings.directories.person(user),
-    };
-    inquiry::inquire(gate.map(|gate| &**gate), activation, &terms).await
-}
-
-/// Who is looked up: the user as logged, unless the device has named somebody else.
-fn who_is_meant<'a>(
-    activation: &'a Activation,
-    holder: Option<&str>,
-    settings: &Settings,
-) -> Cow<'a, Activation> {
-    if settings.directories.person(&activation.user) == activation.person {
-        return Cow::Borrowed(activation);
-    }
-    Cow::Owned(Activation {
-        user: holder.unwrap_or(&activation.person).to_owned(),
-        ..activation.clone()
-    })
-}
-
-/// What was believed in one step, and why.
-fn trace(
-    case: &Case,
-    inquiry: Option<&Inquiry>,
-    lookup: Option<&Result<Lookup, LookupError>>,
-    route: Option<&Route>,
-    settings: &Settings,
-) -> Vec<Finding> {
-    let at = Timestamp::now();
-    let finding = |by, said| Finding { at, by, said };
-    let device = inquiry.map(|inquiry| {
-        let gate = settings.fleet.device(&case.activation.device);
-        let host = gate.map_or("no API", |gate| gate.host());
-        finding(By::Device, format!("{host}: {}", inquiry.said()))
-    });
-    let asked = lookup.map_or_else(Vec::new, |lookup| match lookup {
-        Ok(lookup) => lookup.trace().to_vec(),
-        Err(e) => vec![e.to_string()],
-    });
-    let way = route.filter(|_| lookup.is_some()).map(|route| {
-        let fallback = match route.fallback.as_slice() {
-            [] => String::new(),
-            names => format!("; fallback {}", names.join(", ")),
-        };
-        let said = format!(
-            "route {} goes to {}{fallback}",
-            route.number,
-            route.to.join(", ")
-        );
-        finding(By::Route, said)
-    });
-    device
-        .into_iter()
-        .chain(asked.into_iter().map(|said| finding(By::Directory, said)))
-        .chain(way)
-        .collect()
 }
 
 fn word(state: CaseState) -> &'static str {

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::activation::Activation;
 use crate::activation::ActivationCode;
+use crate::activation::Origin;
 use crate::activation::Stage;
 use crate::activation::Standing;
 use crate::channel::OnUncertain;
@@ -238,22 +239,6 @@ pub struct Case {
     pub deliveries: Vec<CaseDelivery>,
 }
 
-impl Case {
-    /// The case as it is once this evidence is kept.
-    pub fn informed(&self, evidence: &Evidence) -> Self {
-        let mut case = self.clone();
-        let activation = &mut case.activation;
-        if evidence.code.is_some() {
-            activation.code.clone_from(&evidence.code);
-        }
-        activation.expires_at = evidence.expires_at.unwrap_or(activation.expires_at);
-        activation.token = Some(evidence.token.clone());
-        activation.person.clone_from(&evidence.person);
-        activation.origin.standing = Standing::Confirmed;
-        case
-    }
-}
-
 /// One delivery of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaseDelivery {
@@ -327,6 +312,23 @@ pub struct Evidence {
     pub token: String,
     /// Whose token it is, normalised as the log's user is.
     pub person: String,
+}
+
+impl Evidence {
+    /// The event as it is once this is kept.
+    pub fn applied_to(&self, activation: &Activation) -> Activation {
+        Activation {
+            code: self.code.clone().or_else(|| activation.code.clone()),
+            expires_at: self.expires_at.unwrap_or(activation.expires_at),
+            token: Some(self.token.clone()),
+            person: self.person.clone(),
+            origin: Origin {
+                standing: Standing::Confirmed,
+                ..activation.origin.clone()
+            },
+            ..activation.clone()
+        }
+    }
 }
 
 /// One thing that was believed on the way of a code to its person, and why; never a code.
