@@ -9,6 +9,7 @@ mod crash; // the process is killed at random moments
 mod detection; // a line becomes an activation, or does not
 mod directory; // who the person is
 mod dispatch; // cases, fallbacks, escalations
+mod fortios; // what a FortiGate's REST API says
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
 mod outbox; // the promises of the store

@@ -1,6 +1,7 @@
 //! What the tests share: a relay to start, servers to send to, log lines to send.
 
 pub mod authority;
+pub mod fortigate;
 pub mod http_sink;
 pub mod postfix;
 pub mod relay;
