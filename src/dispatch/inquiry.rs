@@ -147,7 +147,9 @@ pub async fn held_by(
     if user.is_empty() {
         return Ok(Vec::new());
     }
-    let tokens = gate.tokens_of(vdom, user).await?;
+    // As the configuration of the device has it; some versions log every backslash twice.
+    let user = user.replace("\\\\", "\\");
+    let tokens = gate.tokens_of(vdom, &user).await?;
     if tokens.is_empty() && person != user && !person.is_empty() {
         return gate.tokens_of(vdom, person).await;
     }

@@ -306,6 +306,7 @@ impl Dispatcher {
             warn!(activation.id = %case.id, "Another address than the one found stands in the message: {other}");
         }
         let wanted = decision.step.state;
+        let waits = decision.step.count_attempt;
         let why = decision.step.reason.clone();
         let ways: Vec<String> = decision
             .step
@@ -333,6 +334,9 @@ impl Dispatcher {
         let held = wanted == Some(CaseState::Routed) && state == CaseState::NeedsAttention;
         if let Some(outcome) = decision.ended.or(held.then_some("held")) {
             self.metrics.ended(outcome);
+        }
+        if waits && let Some(why) = &why {
+            info!(activation.id = %case.id, "{} waits and is looked at again: {why}", case.id);
         }
         if wanted.is_some() {
             let activation = &case.activation;

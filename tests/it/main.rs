@@ -11,6 +11,7 @@ mod directory; // who the person is
 mod dispatch; // cases, fallbacks, escalations
 mod fortios; // what a FortiGate's REST API says
 mod ingest; // bytes on sockets become frames
+mod inquiry; // what a FortiGate's word does to a case
 mod layers; // who may import whom
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
