@@ -110,7 +110,13 @@ fn build(dir: &std::path::Path) -> Directories {
     let recipients = recipients.build(&mut check).expect("valid");
     let from = toml::de::Deserializer::parse("file = \"people.csv\"").expect("valid");
     let config = Config::deserialize("table", from).expect("valid");
-    Directories::build(vec![Spanned::new(0..0, config)], recipients, &mut check).expect("valid")
+    Directories::build(
+        vec![Spanned::new(0..0, config)],
+        recipients,
+        None,
+        &mut check,
+    )
+    .expect("valid")
 }
 
 fn resident_kib() -> usize {

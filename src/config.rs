@@ -717,7 +717,7 @@ impl File {
             .and_then(|r| Routes::build(routes, &facts, r, check));
         let directories = recipients
             .clone()
-            .and_then(|r| Directories::build(self.directory, r, check));
+            .and_then(|r| Directories::build(self.directory, r, fleet.as_ref(), check));
         let templates = self.templates.build(check);
         let outbox = self.outbox.build(check)?;
         if check.has_problems() {

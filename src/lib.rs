@@ -27,6 +27,7 @@
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
 //! | [`message`], [`fortios`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
+//! | [`catch_up`] | what syslog lost, from the devices' own logs |
 //! | [`readiness`], [`seen`], [`web`], [`control`] | how it is watched and asked |
 //! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
@@ -63,6 +64,7 @@ pub mod message;
 pub mod routing;
 pub mod template;
 
+pub mod catch_up;
 pub mod control;
 pub mod readiness;
 pub mod seen;

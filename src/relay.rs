@@ -25,6 +25,9 @@ use tracing::warn;
 
 use crate::activation::Activation;
 use crate::activation::Stage;
+use crate::catch_up;
+use crate::catch_up::CatchUp;
+use crate::catch_up::Taker;
 use crate::config;
 use crate::config::Config;
 use crate::control::Answer;
@@ -72,6 +75,7 @@ pub struct Relay {
     bound: Vec<(ingest::Bound, Listening)>,
     dispatcher: Arc<Dispatcher>,
     settings: watch::Sender<Arc<dispatch::Settings>>,
+    plan: watch::Sender<Arc<catch_up::Plan>>,
     web: Option<web::Server>,
     view: Arc<web::View>,
     door: Door,
@@ -91,6 +95,7 @@ struct Reader {
     seen: Arc<Seen>,
     readiness: Arc<Readiness>,
     dispatcher: Arc<Dispatcher>,
+    catch_up: Arc<CatchUp>,
 }
 
 impl Relay {
@@ -150,6 +155,11 @@ impl Relay {
             bound.push(one);
         }
         let pipeline = ArcSwap::from_pointee(config.pipeline);
+        let catch_up = CatchUp::open(&config.state_dir, metrics.clone());
+        let plan = watch::Sender::new(Arc::new(catch_up::Plan {
+            fleet: config.fleet,
+            ids: config.wanted_ids,
+        }));
         let reader = Arc::new(Reader {
             pipeline,
             outbox,
@@ -157,6 +167,7 @@ impl Relay {
             seen,
             readiness,
             dispatcher: Arc::clone(&dispatcher),
+            catch_up,
         });
         let settings = watch::Sender::new(Arc::new(config.dispatch));
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
@@ -172,6 +183,7 @@ impl Relay {
             bound,
             dispatcher,
             settings,
+            plan,
             web,
             view,
             door,
@@ -214,6 +226,13 @@ impl Relay {
                 &self.reader.metrics,
             );
         }
+        let taker: Arc<dyn Taker> = Arc::clone(&self.reader) as _;
+        let no_more = CancellationToken::new();
+        ways_in.spawn(Arc::clone(&self.reader.catch_up).run(
+            self.plan.subscribe(),
+            taker,
+            no_more.clone(),
+        ));
         self.view.set_listeners(
             self.listeners
                 .values()
@@ -233,7 +252,7 @@ impl Relay {
                 Some(()) = reload.recv() => {
                     let reloaded = reloading(
                         &self.path, (&self.state_dir, &self.outbox_settings, &self.http), &mut self.listeners,
-                        &mut ways_in, &self.intake, &self.reader, &self.settings,
+                        &mut ways_in, &self.intake, &self.reader, (&self.settings, &self.plan),
                     );
                     match reloaded {
                         Ok(()) => {
@@ -274,6 +293,7 @@ impl Relay {
         let intake = self.intake;
         let drained = timeout(DRAIN, async {
             // In the order of the data flow: each stage ends because its input closed.
+            no_more.cancel();
             for listening in self.listeners.values() {
                 listening.stop.cancel();
             }
@@ -341,7 +361,10 @@ fn reloading(
     ways_in: &mut JoinSet<anyhow::Result<()>>,
     intake: &Intake,
     reader: &Reader,
-    settings: &watch::Sender<Arc<dispatch::Settings>>,
+    (settings, plan): (
+        &watch::Sender<Arc<dispatch::Settings>>,
+        &watch::Sender<Arc<catch_up::Plan>>,
+    ),
 ) -> anyhow::Result<()> {
     let loaded = config::load(path, config::Use::Service);
     for placed in &loaded.report.0 {
@@ -382,6 +405,10 @@ fn reloading(
     reader.pipeline.store(Arc::new(config.pipeline));
     intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
     settings.send_replace(Arc::new(config.dispatch));
+    plan.send_replace(Arc::new(catch_up::Plan {
+        fleet: config.fleet,
+        ids: config.wanted_ids,
+    }));
     Ok(())
 }
 
@@ -431,6 +458,7 @@ impl Reader {
                 for note in &reading.notes {
                     warn!(listener, device = %activation.device.name, "{note}");
                 }
+                self.catch_up.heard(&activation.device);
                 Some(*activation)
             }
             Verdict::Rejected(reason) => {
@@ -450,23 +478,33 @@ impl Reader {
         }
     }
 
-    /// Commits however long it takes; meanwhile the listeners feel it.
+    /// Commits and counts.
     async fn commit(
         &self,
         wanted: Vec<Activation>,
         away: &std::sync::atomic::AtomicBool,
     ) -> anyhow::Result<Vec<Stored>> {
+        let stored = self.keep(&wanted, away).await?;
+        for (activation, stored) in wanted.iter().zip(&stored) {
+            self.count(activation, stored);
+        }
+        Ok(stored)
+    }
+
+    /// Commits however long it takes; meanwhile the listeners feel it.
+    async fn keep(
+        &self,
+        wanted: &[Activation],
+        away: &std::sync::atomic::AtomicBool,
+    ) -> anyhow::Result<Vec<Stored>> {
         use std::sync::atomic::Ordering::Relaxed;
         loop {
-            match self.outbox.put(wanted.clone()).await {
+            match self.outbox.put(wanted.to_vec()).await {
                 Ok(stored) => {
                     if away.swap(false, Relaxed) {
                         info!("The outbox commits again");
                     }
                     self.readiness.ready("outbox");
-                    for (activation, stored) in wanted.iter().zip(&stored) {
-                        self.count(activation, stored);
-                    }
                     return Ok(stored);
                 }
                 Err(e @ OutboxError::Damaged(_)) => {
@@ -544,6 +582,42 @@ impl Reader {
             settle_replayed(&mut done, &wanted, &stored);
         }
         Ok(done)
+    }
+}
+
+#[async_trait]
+impl Taker for Reader {
+    async fn take(&self, frames: Vec<Frame>) -> anyhow::Result<u64> {
+        let pipeline = self.pipeline.load_full();
+        let mut wanted = Vec::new();
+        for frame in &frames {
+            match pipeline.process(frame).verdict {
+                Verdict::Wanted(activation) => {
+                    self.catch_up.heard(&activation.device);
+                    wanted.push(*activation);
+                }
+                Verdict::Rejected(reason) => {
+                    self.metrics.activation("rejected");
+                    warn!("Rejected a record from a device's own log: {reason}");
+                }
+                Verdict::Ignored(_) => {}
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(0);
+        }
+        let stored = self
+            .keep(&wanted, &std::sync::atomic::AtomicBool::new(false))
+            .await?;
+        // What syslog had brought is the rule here, and no news.
+        let mut new = 0;
+        for (activation, stored) in wanted.iter().zip(&stored) {
+            if let Stored::New { .. } = stored {
+                self.count(activation, stored);
+                new += 1;
+            }
+        }
+        Ok(new)
     }
 }
 

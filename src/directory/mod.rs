@@ -3,9 +3,12 @@
 //! This is the only place where a [`Recipient`] is made. What a log says about addresses counts in `log` alone, and
 //! there too only within `recipients.domains`.
 
+mod fortigate;
 mod log;
 mod pattern;
 mod table;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use lettre::Address;
@@ -15,6 +18,7 @@ use serde::de;
 use toml::Spanned;
 
 use crate::activation::Activation;
+use crate::fortios::Fleet;
 use crate::glob::Glob;
 use crate::message::Recipient;
 use crate::recipients::Recipients;
@@ -121,13 +125,15 @@ impl Match {
 }
 
 /// The kinds of directory, as `type` names them.
-pub const KINDS: &[&str] = &["table", "pattern", "log"];
+pub const KINDS: &[&str] = &["table", "fortigate", "pattern", "log"];
 
 /// One `[[directory]]`.
 #[derive(Clone, Debug)]
 pub enum Config {
     /// `type = "table"`
     Table(table::Config),
+    /// `type = "fortigate"`
+    Fortigate(fortigate::Config),
     /// `type = "pattern"`
     Pattern(pattern::Config),
     /// `type = "log"`
@@ -139,18 +145,26 @@ impl Config {
     pub fn deserialize<'de, D: Deserializer<'de>>(kind: &str, from: D) -> Result<Self, D::Error> {
         match kind {
             "table" => table::Config::deserialize(from).map(Self::Table),
+            "fortigate" => fortigate::Config::deserialize(from).map(Self::Fortigate),
             "pattern" => pattern::Config::deserialize(from).map(Self::Pattern),
             "log" => log::Config::deserialize(from).map(Self::Log),
             other => Err(de::Error::unknown_variant(other, KINDS)),
         }
     }
 
-    fn build(self, span: Span, recipients: &Recipients, check: &mut Check) -> Option<Entry> {
+    fn build(
+        self,
+        span: Span,
+        recipients: &Recipients,
+        fleet: Option<&Arc<Fleet>>,
+        check: &mut Check,
+    ) -> Option<Entry> {
         let (matches, directory): (Match, Box<dyn Directory>) = match self {
             Self::Table(c) => (
                 c.matches.clone(),
                 Box::new(c.build(span, recipients, check)?),
             ),
+            Self::Fortigate(c) => (c.matches.clone(), Box::new(c.build(span, fleet, check)?)),
             Self::Pattern(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
             Self::Log(c) => (c.matches.clone(), Box::new(c.build(recipients))),
         };
@@ -170,10 +184,11 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// Reads tables and checks addresses. `None`: one of them can't be used, and `check` knows why.
+    /// Reads tables and checks addresses; `fleet` holds the devices that may be asked. `None`: one of them can't be used, and `check` knows why.
     pub fn build(
         configs: Vec<Spanned<Config>>,
         recipients: Recipients,
+        fleet: Option<&Arc<Fleet>>,
         check: &mut Check,
     ) -> Option<Self> {
         if configs.is_empty() {
@@ -187,7 +202,7 @@ impl Directories {
             .into_iter()
             .filter_map(|config| {
                 let span = config.span();
-                config.into_inner().build(span, &recipients, check)
+                config.into_inner().build(span, &recipients, fleet, check)
             })
             .collect();
         (entries.len() == wanted).then_some(Self {
@@ -308,4 +323,19 @@ fn address(text: &str) -> Result<Address, &'static str> {
         return Err("holds a character with which a mail relay could send it elsewhere");
     }
     Ok(address)
+}
+
+/// E.164 without the usual separators; `None`: it is no international number.
+fn international(phone: &str) -> Option<String> {
+    let number: String = phone
+        .chars()
+        .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '/' | '(' | ')'))
+        .collect();
+    let good = number.is_empty()
+        || number.strip_prefix('+').is_some_and(|digits| {
+            (7..=15).contains(&digits.len())
+                && !digits.starts_with('0')
+                && digits.bytes().all(|b| b.is_ascii_digit())
+        });
+    good.then_some(number)
 }

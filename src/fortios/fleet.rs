@@ -42,6 +42,7 @@ pub struct CatchUp {
 #[derive(Default)]
 pub struct Fleet {
     by_id: HashMap<String, Arc<FortiGate>>,
+    has_any: bool,
 }
 
 impl Fleet {
@@ -56,6 +57,7 @@ impl Fleet {
         let mut trust = Trust::default();
         let mut is_good = true;
         for config in configs {
+            fleet.has_any |= config.api.is_some();
             match build(config, default_validity, &mut trust, check) {
                 Ok(Some(device)) => {
                     fleet.by_id.insert(device.id.clone(), Arc::new(device));
@@ -72,14 +74,19 @@ impl Fleet {
         self.by_id.get(&device.id)
     }
 
+    /// The device of this id.
+    pub fn by_id(&self, id: &str) -> Option<&Arc<FortiGate>> {
+        self.by_id.get(id)
+    }
+
     /// All of them, in no particular order.
     pub fn all(&self) -> impl Iterator<Item = &Arc<FortiGate>> {
         self.by_id.values()
     }
 
-    /// Whether no device has an API.
-    pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+    /// Whether any device has an API, also one whose key can't be read here.
+    pub fn has_any(&self) -> bool {
+        self.has_any
     }
 }
 

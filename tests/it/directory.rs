@@ -77,7 +77,7 @@ fn build(toml: &str, dir: &Path) -> (Option<Directories>, Said) {
         })
         .collect();
     let people = recipients("domains = [\"example.com\", \"example.org\"]");
-    let directories = Directories::build(configs, people, &mut check);
+    let directories = Directories::build(configs, people, None, &mut check);
     assert_eq!(directories.is_none(), check.has_problems());
     let said = Said {
         text: toml.to_owned(),

@@ -116,6 +116,10 @@ const TABLE: &[(&str, May)] = &[
             "template",
         ]),
     ),
+    (
+        "catch_up",
+        Import(&["activation", "dispatch", "fortios", "frame", "metrics"]),
+    ),
     // How it is watched and asked.
     ("readiness", Import(&[])),
     ("seen", Import(&["activation", "metrics"])),
