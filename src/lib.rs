@@ -66,6 +66,7 @@ pub mod template;
 
 pub mod catch_up;
 pub mod control;
+pub mod pending;
 pub mod readiness;
 pub mod seen;
 pub mod web;

@@ -19,6 +19,7 @@ use crate::devices::Claim;
 use crate::devices::Devices;
 use crate::devices::Recognised;
 use crate::frame::Frame;
+use crate::frame::Peer;
 use crate::glob::Glob;
 use crate::recipients::Recipients;
 use crate::rules::Rules;
@@ -104,6 +105,16 @@ impl Pipeline {
     /// The byte search for the listeners: whatever it turns away, [`Pipeline::process`] would not want.
     pub fn gate(&self) -> Gate {
         Gate::new(self.rules.ids())
+    }
+
+    /// A configured device by its id, as people know it.
+    pub fn device(&self, id: &str, vdom: &str) -> Device {
+        let claim = Claim {
+            devid: Some(id),
+            vdom: Some(vdom),
+            ..Claim::default()
+        };
+        self.devices.recognise(claim, &Peer::unknown()).device
     }
 
     /// Reads a frame. `now` is the frame's `received_at`.

@@ -65,6 +65,12 @@ impl Seen {
         }
     }
 
+    /// What a device calls itself.
+    pub fn name(&self, id: &str) -> Option<String> {
+        let devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.get(id).map(|heard| heard.name.clone())
+    }
+
     /// All of them, by id.
     pub fn all(&self) -> Vec<(String, Heard)> {
         self.0

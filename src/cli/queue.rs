@@ -145,7 +145,7 @@ async fn directly(state_dir: &Path, request: Request) -> anyhow::Result<Answer> 
             Answer::State(outbox.command(&id, command, Timestamp::now()).await?.state)
         }
         Request::Stats => Answer::Stats(outbox.depth(Timestamp::now()).await?.into()),
-        Request::Replay(_) => bail!("a replay needs the whole configuration"),
+        Request::Replay(_) | Request::Resend { .. } => bail!("only a running relay can do this"),
     })
 }
 
@@ -175,6 +175,7 @@ fn print(answer: Answer, json: bool) -> anyhow::Result<ExitCode> {
             }
         }
         Answer::Replayed(done) => say(serde_json::to_string(&done)?)?,
+        Answer::Resent(resent) => say(serde_json::to_string(&resent)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -89,7 +89,7 @@ pub async fn inquire(
     let Some(gate) = gate else {
         let orphaned = activation.origin.standing == Standing::Provisional && !terms.released;
         return orphaned.then(|| {
-            stops("unconfirmed", "it came while the device had `confirm = true`, and no API can be asked any more; `queue retry` sends it unconfirmed")
+            stops("unconfirmed", "the device had `confirm = true` when it came, and there is no API to ask (`api` is gone, or its key can't be read here); `queue retry` sends it unconfirmed")
         });
     };
     // Where the log's word is enough, the device is only asked whether it knows better.

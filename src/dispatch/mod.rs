@@ -72,6 +72,8 @@ pub struct Settings {
     pub templates: Templates,
     /// What one person may get.
     pub limits: limits::Config,
+    /// So long before its expiry a code that no phone has used is sent once more.
+    pub reminder: Option<Duration>,
     /// Another address in the message than the one found.
     pub mismatch: Mismatch,
     /// How long history is kept.

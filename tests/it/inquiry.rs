@@ -16,19 +16,19 @@ use crate::support::samples::code;
 use crate::support::until;
 
 /// A time long after any test.
-fn later(hours: i64) -> i64 {
+pub fn later(hours: i64) -> i64 {
     jiff::Timestamp::now().as_second() + hours * 3600
 }
 
 /// A FortiGate, where codes go, and the desk that is told; the relay is up to the test.
-struct Scene {
-    gate: FortiGate,
+pub struct Scene {
+    pub gate: FortiGate,
     hook: HttpSink,
     desk: HttpSink,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let gate = FortiGate::start().await;
         {
             let mut state = gate.state();
@@ -46,7 +46,7 @@ impl Scene {
         }
     }
 
-    fn config(&self, device: &str) -> String {
+    pub fn config(&self, device: &str) -> String {
         format!(
             "{BASE}{}{device}[channel.hook]\ntype = \"webhook\"\nurl = \"{}\"\n[channel.desk]\ntype = \"slack\"\nurl = \"{}\"\n\
              [[route]]\nto = [\"hook\"]\nescalate = [\"desk\"]\n",
@@ -56,17 +56,17 @@ impl Scene {
         )
     }
 
-    fn start(&self, device: &str) -> Relay {
+    pub fn start(&self, device: &str) -> Relay {
         Relay::start(&self.config(device))
     }
 
     /// The data of what went out.
-    fn sent(&self) -> Vec<Value> {
+    pub fn sent(&self) -> Vec<Value> {
         let requests = self.hook.requests();
         requests.iter().map(|r| r.json()["data"].clone()).collect()
     }
 
-    fn first_sent(&self) -> Value {
+    pub fn first_sent(&self) -> Value {
         until("a code to go out", || self.sent().first().cloned())
     }
 
@@ -87,11 +87,11 @@ impl Scene {
 }
 
 /// 38412 as a FortiOS may log it that hides codes.
-fn masked(user: &str) -> Event {
+pub fn masked(user: &str) -> Event {
     Event::with_message(user, "Send activation code **************** to the user")
 }
 
-fn story(relay: &Relay, id: &str) -> Value {
+pub fn story(relay: &Relay, id: &str) -> Value {
     let shown = relay.cli(&["queue", "show", id, "--json"]);
     assert!(
         shown.status.success(),
@@ -102,7 +102,7 @@ fn story(relay: &Relay, id: &str) -> Value {
 }
 
 /// The sentences of the trace, each after who said it.
-fn trace(story: &Value) -> String {
+pub fn trace(story: &Value) -> String {
     let trace = story["trace"].as_array().unwrap();
     let line = |f: &Value| {
         format!(
@@ -124,7 +124,7 @@ fn reason(relay: &Relay, id: &str) -> String {
 }
 
 /// The states of the queue's rows, escalations left out.
-fn cases(relay: &Relay) -> Vec<String> {
+pub fn cases(relay: &Relay) -> Vec<String> {
     let rows = relay.queue();
     let codes = rows.iter().filter(|r| r["stage"] != "escalation");
     codes
@@ -331,14 +331,33 @@ async fn where_the_device_ties_the_token_to_another_user_its_word_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_that_the_log_shows_does_not_wait_for_a_device_that_is_away() {
+async fn a_code_that_the_log_shows_does_not_wait_for_a_device_that_is_away_or_slow() {
+    for fault in [Fault::Status(503), Fault::Silence, Fault::Huge] {
+        let scene = Scene::new().await;
+        scene.gate.state().fault = Some(fault.clone());
+        let relay = scene.start("");
+        relay.send_udp(&Event::code(1, "alice").line());
+        assert_eq!(scene.first_sent()["code"], code(1), "{fault:?}");
+        let trace = trace(&story(&relay, "A1"));
+        assert!(trace.contains("the log's word stands"), "{trace}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_for_confirmation_is_held_when_nobody_can_confirm_it_any_more() {
     let scene = Scene::new().await;
     scene.gate.state().fault = Some(Fault::Status(503));
-    let relay = scene.start("");
+    let mut relay = scene.start("confirm = true\n");
     relay.send_udp(&Event::code(1, "alice").line());
-    assert_eq!(scene.first_sent()["code"], code(1));
-    let trace = trace(&story(&relay, "A1"));
-    assert!(trace.contains("the log's word stands"), "{trace}");
+    reason(&relay, "A1");
+    relay.stop();
+    relay.configure(&scene.config("").replace(&scene.gate.device(), ""));
+    relay.run();
+    relay.cli(&["queue", "retry", "A1"]);
+    scene.until_told("there is no API to ask");
+    assert!(scene.sent().is_empty());
+    assert!(relay.cli(&["queue", "retry", "A1"]).status.success());
+    assert_eq!(scene.first_sent()["code"], code(1), "a person has decided");
 }
 
 // === confirm = true ===

@@ -123,7 +123,11 @@ const TABLE: &[(&str, May)] = &[
     // How it is watched and asked.
     ("readiness", Import(&[])),
     ("seen", Import(&["activation", "metrics"])),
-    ("control", Import(&["outbox"])),
+    ("control", Import(&["activation", "outbox"])),
+    (
+        "pending",
+        Import(&["activation", "dispatch", "fortios", "settings"]),
+    ),
     (
         "web",
         Import(&[
@@ -131,6 +135,7 @@ const TABLE: &[(&str, May)] = &[
             "ingest",
             "metrics",
             "outbox",
+            "pending",
             "readiness",
             "secret",
             "seen",

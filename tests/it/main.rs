@@ -14,6 +14,7 @@ mod ingest; // bytes on sockets become frames
 mod inquiry; // what a FortiGate's word does to a case
 mod layers; // who may import whom
 mod outbox; // the promises of the store
+mod pending; // tokens that wait for their phone
 mod postfix; // a real mail relay
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere

@@ -535,6 +535,12 @@ mod tests {
                 "activation_open",
             ),
             ("SELECT id FROM activation WHERE device_id = 'd' AND token = 't'", "activation_token"),
+            (
+                "SELECT 1 FROM activation WHERE device_id = 'd' AND person = 'p' AND event_time >= 1
+                     AND stage = 'activated' AND standing = 'confirmed' AND (token = 't' OR (?1 IS NULL AND vdom = 'v'))",
+                "activation_activated",
+            ),
+            ("SELECT 1 FROM activation WHERE event_id = 'e' AND found_mac = x'00'", "sqlite_autoindex_activation"),
             ("SELECT 1 FROM activation WHERE sealed IS NOT NULL AND expires_at <= 1 LIMIT 9", "activation_sealed"),
         ] {
             let plan = outbox
