@@ -3,6 +3,7 @@
 
 mod support;
 
+mod catch_up; // what syslog lost
 mod cli; // the commands, run as commands
 mod config; // valid and invalid configurations, and what is said about them
 mod crash; // the process is killed at random moments

@@ -216,11 +216,6 @@ impl State {
         }
     }
 
-    pub fn remove_holder(&mut self, name: &str) {
-        self.users.retain(|(_, object)| object["name"] != name);
-        self.admins.retain(|(_, object)| object["name"] != name);
-    }
-
     /// The device logs this event, as its syslog would say it.
     pub fn log(&mut self, event: &samples::Event) {
         let record = json!({
@@ -252,7 +247,8 @@ impl State {
         }
         let parts: Vec<String> = path.split('/').skip(1).map(decoded).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let vdom = value(&query, "vdom").unwrap_or("root").to_owned();
+        let asked = value(&query, "vdom").unwrap_or("root");
+        let vdom = self.answers_for.as_deref().unwrap_or(asked).to_owned();
         match parts[..] {
             ["api", "v2", "cmdb", group, table] => self.table((group, table), None, &vdom, &query),
             ["api", "v2", "cmdb", group, table, name] => {
@@ -357,7 +353,6 @@ impl State {
     }
 
     fn envelope(&self, mut body: Value, vdom: &str) -> Answer {
-        let vdom = self.answers_for.as_deref().unwrap_or(vdom);
         let common = json!({
             "http_method": "GET", "vdom": vdom, "status": "success", "http_status": 200, "serial": self.serial,
             "version": self.version, "build": 3510,
