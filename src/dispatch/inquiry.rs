@@ -129,7 +129,9 @@ async fn held(gate: &FortiGate, activation: &Activation) -> Result<Vec<Token>, A
         None => held_by(gate, vdom, &activation.user, &activation.person).await?,
     };
     if let Some(code) = &activation.code
-        && !tokens.iter().any(|t| t.code.clear() == Some(code))
+        && !tokens
+            .iter()
+            .any(|t| t.code.clear() == Some(code) || is_hidden(t))
     {
         let elsewhere = gate.pending(vdom).await?.into_iter();
         tokens.extend(elsewhere.filter(|t| t.code.clear() == Some(code)));

@@ -253,6 +253,9 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
             ":trace": json(&new.first)?,
         })?;
     if kept == 0 {
+        if a.origin.standing == Standing::Provisional {
+            doubt_token(tx, new)?;
+        }
         return Ok(Stored::Duplicate);
     }
     let id = tx.last_insert_rowid();
@@ -302,6 +305,26 @@ fn found_already(tx: &Tx<'_>, event_id: &str, code_mac: &[u8]) -> Result<bool, O
             "SELECT EXISTS (SELECT 1 FROM activation WHERE event_id = ? AND found_mac = ?)",
         )?
         .query_row(params![event_id, code_mac], |row| row.get(0))?)
+}
+
+/// Two lines of one unconfirmed event name different tokens, so one of them may be forged: neither is believed, and the
+/// device is asked for the user's.
+fn doubt_token(tx: &Tx<'_>, new: &Incoming) -> Result<(), OutboxError> {
+    let a = &new.activation;
+    let doubted: Option<i64> = tx
+        .prepare_cached(
+            "UPDATE activation SET token = NULL, state = 'received', reason = NULL WHERE event_id = ?1 AND code_mac = ?2
+                 AND token IS NOT NULL AND token IS NOT ?3 AND standing = 'provisional'
+                 AND state IN ('received', 'needs-attention') RETURNING id",
+        )?
+        .query_row(params![a.event_id, new.code_mac, a.token], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = doubted {
+        let said = "the same event came again with another token; neither is believed";
+        note(tx, Some(id), None, a.received_at, None, said)?;
+        wake(tx, id, a.received_at)?;
+    }
+    Ok(())
 }
 
 const ACTIVATED: &str = "the token was activated";
