@@ -67,7 +67,7 @@ impl Directory for Devices {
     async fn find(&self, who: &Activation) -> Result<Answer, LookupError> {
         let Some(device) = self.fleet.device(&who.device) else {
             return Ok(Answer::Unknown(format!(
-                "skipped, the device {} has no `api` here",
+                "skipped, the device {} has no `api`, or its key can't be read here",
                 who.device.name
             )));
         };

@@ -448,7 +448,13 @@ impl Client {
 
     fn pause_after(&self, status: Option<u16>, error: Option<&ApiError>) {
         let wait = match (error, status) {
-            (Some(ApiError::Away { after, .. }), _) => after.unwrap_or(PAUSE_AWAY),
+            (
+                Some(ApiError::Away {
+                    after: Some(after), ..
+                }),
+                _,
+            ) => *after,
+            (Some(ApiError::Away { .. }), None) => PAUSE_AWAY,
             // Its certificate, our key, its address: whatever we ask next fares no better.
             (Some(ApiError::Refused { .. }), None | Some(300..=399 | 401)) => PAUSE_REFUSED,
             _ => Duration::ZERO,

@@ -10,7 +10,11 @@ mod events;
 mod fleet;
 mod probe;
 
+use std::future::Future;
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::timeout;
 
 use crate::activation::ActivationCode;
 use crate::activation::is_serial;
@@ -31,8 +35,9 @@ pub use probe::Finding;
 
 /// One FortiGate whose REST API may be asked.
 ///
-/// At most two requests are under way at a time, and those who ask the same at the same time share one answer. Each call is
-/// bounded in time (30 s) and memory.
+/// At most two requests are under way at a time, and those who ask for the same user at the same time share one answer. Each
+/// call is bounded in memory and in time: [`owners`](Self::owners), [`tokens_of`](Self::tokens_of) and [`token`](Self::token)
+/// take 30 s at most.
 pub struct FortiGate {
     /// The id of its `[[device]]`.
     id: String,
@@ -76,7 +81,7 @@ pub struct Owner {
     pub phone: Option<String>,
 }
 
-/// The kinds of object that hold tokens.
+/// The kinds of object that hold tokens. Peers (`user peer`) have a second factor, but neither `fortitoken` nor `email-to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// `user local`, in one VDOM.
@@ -167,6 +172,8 @@ fn long_code(text: &str) -> Option<ActivationCode> {
     is_long.then(|| ActivationCode::captured(text)).flatten()
 }
 
+/// All the requests about one user or one token.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most pending tokens of one VDOM that are read.
 const MAX_PENDING: usize = 5_000;
 /// So many serial numbers stand in one filter.
@@ -206,6 +213,10 @@ impl FortiGate {
     /// Administrators that the API key may not read (`sysgrp`) count as absent if there is a user; if there is none, that is
     /// an error, for nobody can say whether the person exists.
     pub async fn owners(&self, vdom: &str, user: &str) -> Result<Vec<Owner>, ApiError> {
+        self.in_time(self.ask_owners(vdom, user)).await
+    }
+
+    async fn ask_owners(&self, vdom: &str, user: &str) -> Result<Vec<Owner>, ApiError> {
         let local = self.owner(Holder::User, vdom, user).await?;
         let admin = match self.owner(Holder::Administrator, vdom, user).await {
             Err(ApiError::Forbidden { .. }) if local.is_some() => None,
@@ -217,22 +228,27 @@ impl FortiGate {
     /// Every token that objects of exactly this name hold. Empty: there are none.
     pub async fn tokens_of(&self, vdom: &str, user: &str) -> Result<Vec<Token>, ApiError> {
         let key = (vdom.to_owned(), user.to_owned());
-        self.held
-            .get(key, async {
-                let mut tokens = Vec::new();
-                for owner in self.owners(vdom, user).await? {
-                    let Some(serial) = &owner.token else { continue };
-                    if let Some(row) = self.token_row(vdom, serial).await? {
-                        tokens.push(row.token(Some(owner)));
-                    }
-                }
-                Ok(tokens)
-            })
+        self.in_time(self.held.get(key, self.ask_tokens_of(vdom, user)))
             .await
+    }
+
+    async fn ask_tokens_of(&self, vdom: &str, user: &str) -> Result<Vec<Token>, ApiError> {
+        let mut tokens = Vec::new();
+        for owner in self.ask_owners(vdom, user).await? {
+            let Some(serial) = &owner.token else { continue };
+            if let Some(row) = self.token_row(vdom, serial).await? {
+                tokens.push(row.token(Some(owner)));
+            }
+        }
+        Ok(tokens)
     }
 
     /// One token with who holds it. `None`: the device doesn't know it.
     pub async fn token(&self, vdom: &str, serial: &str) -> Result<Option<Token>, ApiError> {
+        self.in_time(self.ask_token(vdom, serial)).await
+    }
+
+    async fn ask_token(&self, vdom: &str, serial: &str) -> Result<Option<Token>, ApiError> {
         if !is_serial(serial) {
             return Ok(None);
         }
@@ -278,6 +294,20 @@ impl FortiGate {
             row.token(owner)
         });
         Ok(tokens.collect())
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        match timeout(CALL_TIMEOUT, answer).await {
+            Ok(answered) => answered,
+            Err(_) => Err(ApiError::away(format!(
+                "{} did not answer within {} s",
+                self.host(),
+                CALL_TIMEOUT.as_secs()
+            ))),
+        }
     }
 
     async fn token_row(&self, vdom: &str, serial: &str) -> Result<Option<TokenRow>, ApiError> {

@@ -1,6 +1,10 @@
 //! What an administrator wants to know of a device's API before relying on it.
 
+use futures_util::StreamExt;
+use futures_util::stream;
+
 use super::Code;
+use super::Fleet;
 use super::FortiGate;
 use super::TOKEN_FORMAT;
 use super::answer::TokenRow;
@@ -35,6 +39,30 @@ impl Finding {
 
 /// So many tokens are looked at to say whether codes are readable.
 const SAMPLE: &str = "20";
+
+/// So many devices are tried at the same time.
+const DEVICES_AT_ONCE: usize = 16;
+
+impl Fleet {
+    /// [Tries](FortiGate::probe) every device in each of its `vdoms` (default `root`); with the id of each and the VDOM.
+    pub async fn probe(&self) -> Vec<(String, String, Vec<Finding>)> {
+        let mut tried: Vec<_> = stream::iter(self.all())
+            .flat_map(|device| {
+                let root = vec!["root".to_owned()];
+                let vdoms = device.catch_up().vdoms.clone().unwrap_or(root);
+                stream::iter(vdoms).map(move |vdom| (device, vdom))
+            })
+            .map(|(device, vdom)| async move {
+                let findings = device.probe(&vdom).await;
+                (device.id().to_owned(), vdom, findings)
+            })
+            .buffer_unordered(DEVICES_AT_ONCE)
+            .collect()
+            .await;
+        tried.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        tried
+    }
+}
 
 impl FortiGate {
     /// Tries everything that the relay may ask in a VDOM, and says what works and which permission is missing. It ends with

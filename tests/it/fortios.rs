@@ -310,6 +310,30 @@ async fn a_device_that_refuses_our_key_is_not_asked_again_and_again() {
 }
 
 #[tokio::test]
+async fn a_log_that_fails_does_not_keep_from_reading_the_other_one_or_anything_else() {
+    let device = with_two_users().await;
+    {
+        let mut state = device.state();
+        state.logs = BTreeSet::from(["disk", "memory"]);
+        state.failing_log = Some("disk");
+        state.log(&Event::code(1, "alice"));
+    }
+    let asked = asked(&device.device());
+    let ids = BTreeSet::from([38412]);
+    let events = asked
+        .events("root", &ids, Timestamp::UNIX_EPOCH)
+        .await
+        .unwrap();
+    assert_eq!(events.records.len(), 1);
+    let missing = events.missing.expect("the disk's log is missing");
+    assert!(
+        missing.to_string().contains("its event log (disk) (500)"),
+        "{missing}"
+    );
+    assert_eq!(asked.tokens_of("root", "alice").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_silent_device_is_given_up_in_bounded_time() {
     let device = with_two_users().await;
     device.state().fault = Some(Fault::Silence);

@@ -70,6 +70,8 @@ pub struct State {
     pub ignores_queries: bool,
     /// The log devices it has: `disk`, `memory`, `fortianalyzer`.
     pub logs: BTreeSet<&'static str>,
+    /// Reading this one fails (500).
+    pub failing_log: Option<&'static str>,
     /// It answers for this VDOM, whichever it is asked about.
     pub answers_for: Option<String>,
     /// An unfinished log search answers so often with nothing.
@@ -149,6 +151,7 @@ impl State {
             fault: None,
             ignores_queries: false,
             logs: BTreeSet::from(["memory"]),
+            failing_log: None,
             answers_for: None,
             searches: 0,
             tokens: Vec::new(),
@@ -306,6 +309,9 @@ impl State {
     fn logs(&mut self, device: &str, vdom: &str, query: &[(String, String)]) -> Answer {
         if !self.profile.contains("loggrp") {
             return self.error(403, vdom);
+        }
+        if self.failing_log == Some(device) {
+            return self.error(500, vdom);
         }
         if !self.logs.contains(device) {
             return self.error(404, vdom);
