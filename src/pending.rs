@@ -199,17 +199,21 @@ impl Pending {
         answer.waiting.dedup_by(|a, b| a.token == b.token);
         answer.more = answer.waiting.len().saturating_sub(MAX_KEPT);
         answer.waiting.truncate(MAX_KEPT);
-        if let Some(problem) = &answer.problem {
+        let problem = answer.problem.clone();
+        let before = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(gate.id().to_owned(), answer);
+        if let Some(problem) = &problem
+            && before.is_none_or(|before| before.problem.as_ref() != Some(problem))
+        {
             info!(
                 device = gate.id(),
                 "Not every token of {} that waits for its phone is known: {problem}",
                 gate.id()
             );
         }
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(gate.id().to_owned(), answer);
         if !reminders.is_empty()
             && let Err(e) = relay.take(reminders).await
         {

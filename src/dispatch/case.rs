@@ -843,6 +843,84 @@ mod tests {
         assert_eq!(reasons(&look(&case, 1, None, &[])), [""; 0]);
     }
 
+    fn look_informed(case: &Case, second: i64, inquiry: &Inquiry) -> Decision {
+        decide(Situation {
+            case,
+            inquiry: Some(inquiry),
+            route: Some(&route(&["mail"], &["hook"])),
+            channels: &["mail", "hook", "desk"].map(|name| Facts {
+                name: name.to_owned(),
+                reveals: name != "desk",
+                needs_person: name == "mail",
+                suspended: false,
+                on_uncertain: OnUncertain::Resend,
+            }),
+            lookup: None,
+            hold_mismatch: false,
+            limit: (10, Duration::from_secs(3600)),
+            escalate_unrouted: &[],
+            lookup_wait: Duration::from_secs(15),
+            now: at(second),
+        })
+    }
+
+    #[test]
+    fn a_device_that_is_away_is_asked_again_and_starts_no_fallback() {
+        let mut waiting = case();
+        let away = Inquiry::Waits {
+            reason: "the device is away".to_owned(),
+            after: None,
+            is_urgent: false,
+        };
+        let decision = look_informed(&waiting, 0, &away);
+        assert_eq!(decision.step.state, None);
+        assert_eq!(decision.step.due_at, Some(at(15)));
+        assert_eq!(reasons(&decision), [""; 0]);
+        let late = look_informed(&waiting, 600, &away);
+        assert_eq!(
+            started(&late),
+            [""; 0],
+            "a fallback would carry what is unconfirmed"
+        );
+        assert_eq!(reasons(&late), ["late"]);
+        waiting.activation.code = None;
+        let late = look_informed(&waiting, 600, &away);
+        assert_eq!(reasons(&late), ["no-code"]);
+        assert_eq!(
+            late.step.due_at,
+            Some(at(615)),
+            "it is asked until the code expires"
+        );
+        let over = look_informed(&waiting, 72 * HOUR, &away);
+        assert_eq!(over.step.state, Some(CaseState::Expired));
+    }
+
+    #[test]
+    fn what_the_device_does_not_confirm_waits_for_a_person() {
+        let stops = Inquiry::Stops {
+            key: "unconfirmed",
+            reason: "the device knows another code".to_owned(),
+        };
+        let decision = look_informed(&case(), 0, &stops);
+        assert_eq!(decision.step.state, Some(CaseState::NeedsAttention));
+        assert_eq!(reasons(&decision), ["unconfirmed"]);
+        assert_eq!(started(&decision), [""; 0]);
+        assert_eq!(decision.ended, Some("held"));
+    }
+
+    #[test]
+    fn a_life_cycle_event_sends_nothing_and_a_failed_one_is_told_once() {
+        let mut failed = case();
+        failed.state = CaseState::Recorded;
+        failed.activation.stage = Stage::Failed;
+        failed.activation.code = None;
+        let decision = look(&failed, 0, None, &[]);
+        assert_eq!(reasons(&decision), ["activation-failed"]);
+        assert_eq!((decision.step.state, decision.step.due_at), (None, None));
+        failed.told = decision.step.told;
+        assert_eq!(reasons(&look(&failed, 1, None, &[])), [""; 0]);
+    }
+
     #[test]
     fn nobody_found_starts_what_needs_nobody_and_tells() {
         let decision = look(&case(), 0, unknown(), &[]);
