@@ -1,4 +1,4 @@
-//! What catching up costs: a thousand FortiGates whose event logs the real program reads over TLS, much more often than it would.
+//! What catching up costs: a thousand devices whose event logs the real program reads over TLS, much more often than it would.
 //!
 //! `cargo bench --bench catch_up` takes about a minute. The devices are one server with a thousand paths; each has its own
 //! connections and handshakes, for each is another client to the relay. The figure is the program's processor time per

@@ -35,7 +35,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The wait for the others' requests to this device.
 const TURN_TIMEOUT: Duration = Duration::from_secs(20);
-/// FortiGates are small: so many requests at a time.
+/// A FortiGate is small: so many requests at a time.
 const REQUESTS_AT_ONCE: usize = 2;
 /// So much of an answer is read: 500 log records, or 200 users with everything, are less.
 const MAX_ANSWER_BYTES: usize = 2 << 20;

@@ -18,7 +18,7 @@ use super::FortiGate;
 use super::client::Resource;
 use super::error::ApiError;
 
-/// Where a FortiGate keeps logs that it can read back. FortiAnalyzer is asked where it keeps none itself.
+/// Where a FortiGate keeps logs that it can read back. Where it keeps none itself, the log server it writes to is asked.
 const OWN: [&str; 2] = ["disk", "memory"];
 const FORTIANALYZER: &str = "fortianalyzer";
 /// So many records are asked for at a time.
@@ -151,7 +151,7 @@ impl FortiGate {
         )))
     }
 
-    /// A FortiAnalyzer may hold other devices' records as well.
+    /// A log server may hold other devices' records as well.
     fn may_speak_for(&self, devid: Option<&str>) -> bool {
         devid.is_none_or(|devid| self.ids.iter().any(|id| id.eq_ignore_ascii_case(devid)))
     }
@@ -240,7 +240,7 @@ impl<'de> Deserialize<'de> for Entry {
 /// The last six digits of `logid`.
 fn message_id(logid: &str) -> Option<u32> {
     let digits = logid.trim();
-    let from = digits.len().checked_sub(6).unwrap_or_default();
+    let from = digits.len().saturating_sub(6);
     digits
         .bytes()
         .all(|b| b.is_ascii_digit())
