@@ -43,8 +43,6 @@ const ROUND: Duration = Duration::from_secs(15 * 60);
 const DEVICES_AT_ONCE: usize = 8;
 /// So many tokens of one device are kept for the page, those that expire first.
 const MAX_KEPT: usize = 50;
-/// The event that a code is sent by, which a code that is sent again stands for.
-const CODE_SENT: u32 = 38412;
 
 /// `[reminder]`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -279,11 +277,16 @@ impl Again<'_> {
             self.token.serial
         );
         Activation {
-            event_id: activation::event_id(self.device, CODE_SENT, &self.person, &self.key),
+            event_id: activation::event_id(
+                self.device,
+                inquiry::ACTIVATION_CODE_SENT,
+                &self.person,
+                &self.key,
+            ),
             device: self.device.clone(),
             user: self.holder.to_owned(),
             person: self.person,
-            logid: CODE_SENT,
+            logid: inquiry::ACTIVATION_CODE_SENT,
             description: self.description.to_owned(),
             stage: Stage::CodeSent,
             rule: self.rule.to_owned(),

@@ -35,6 +35,9 @@ impl Inquiry {
     }
 }
 
+/// The event by which FortiOS logs that it sent an activation code.
+pub const ACTIVATION_CODE_SENT: u32 = 38412;
+
 /// What the device's word means for an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inquiry {
@@ -84,6 +87,13 @@ pub async fn inquire(
     terms: &Terms<'_>,
 ) -> Option<Inquiry> {
     if activation.origin.standing == Standing::Confirmed {
+        return None;
+    }
+    // Another event's code, which a rule of the operator's wants, is no activation code and stands on no token.
+    if activation.stage == Stage::CodeSent
+        && activation.code.is_none()
+        && activation.logid != ACTIVATION_CODE_SENT
+    {
         return None;
     }
     let Some(gate) = gate else {

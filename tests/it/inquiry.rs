@@ -285,6 +285,20 @@ async fn a_device_with_another_certificate_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_code_of_another_event_is_not_looked_for_on_tokens() {
+    let scene = Scene::new().await;
+    let rule = "[[rule]]\nname = \"guest\"\nlogid = [38406]\nstage = \"code-sent\"\n";
+    let relay = Relay::start(&(scene.config("") + rule));
+    let guest = Event {
+        logid: "0100038406".to_owned(),
+        ..masked("alice")
+    };
+    relay.send_udp(&guest.line());
+    scene.until_told("its log shows none");
+    assert!(scene.sent().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_tokens_with_a_code_stop_and_are_told() {
     let scene = Scene::new().await;
     {
