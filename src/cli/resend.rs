@@ -21,7 +21,7 @@ pub struct Args {
     user: String,
     #[command(flatten)]
     config: ConfigArg,
-    /// Only on this device: the first id of its [[device]], or its name
+    /// Only on this device: the first `id` in the configuration, or its name
     #[arg(long, value_name = "ID")]
     device: Option<String>,
     /// Only in this VDOM
