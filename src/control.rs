@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::activation::Device;
 use crate::outbox::Command;
 use crate::outbox::Depth;
 use crate::outbox::Filter;
@@ -57,6 +58,15 @@ pub enum Request {
     Replay(Vec<String>),
     /// `doctor`
     Status,
+    /// `resend`
+    Resend {
+        /// Whose code.
+        user: String,
+        /// Only on this device.
+        device: Option<String>,
+        /// Only in this VDOM.
+        vdom: Option<String>,
+    },
 }
 
 /// What the relay answers.
@@ -75,6 +85,8 @@ pub enum Answer {
     Replayed(Replayed),
     /// How the relay fares.
     Status(Box<Status>),
+    /// A code that goes out again.
+    Resent(Resent),
     /// Why not.
     Error(String),
 }
@@ -114,6 +126,21 @@ pub struct Status {
     pub stats: Option<Stats>,
     /// All metrics, as `/metrics` shows them.
     pub metrics: String,
+}
+
+/// A code that goes out again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Resent {
+    /// Its id in the queue.
+    pub id: String,
+    /// Who holds the token, as the device spells it.
+    pub user: String,
+    /// Where.
+    pub device: Device,
+    /// The token's serial number.
+    pub token: String,
+    /// Until when the code is good.
+    pub expires_at: jiff::Timestamp,
 }
 
 /// What became of replayed lines.

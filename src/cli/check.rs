@@ -63,7 +63,7 @@ impl Args {
 
 /// Tries every `[[test]]`; nobody outside is asked.
 async fn tests(mut config: Config) -> anyhow::Result<Vec<Placed>> {
-    config.dispatch.directories.go_offline();
+    config.dispatch.go_offline();
     let mut found = Vec::new();
     for test in &config.tests {
         found.extend(try_one(&config, test).await);
@@ -83,7 +83,12 @@ async fn try_one(config: &Config, test: &Test) -> Vec<Placed> {
         received_at: Timestamp::now(),
     };
     // In full, so that it can be compared, and what is shown can be cleaned of it.
-    let seen = Explain { reveal: true }.explain(config, 1, &frame).await;
+    let seen = Explain {
+        reveal: true,
+        offline: true,
+    }
+    .explain(config, 1, &frame)
+    .await;
     let outcome = Outcome {
         verdict: seen.verdict,
         user: seen.user.as_deref(),

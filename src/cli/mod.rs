@@ -8,6 +8,7 @@ mod init;
 mod keygen;
 mod queue;
 mod replay;
+mod resend;
 mod run;
 mod send_test;
 mod simulate;
@@ -46,6 +47,7 @@ enum Command {
     Doctor(doctor::Args),
     Explain(explain::Args),
     Replay(replay::Args),
+    Resend(resend::Args),
     SendTest(send_test::Args),
     Queue(queue::Args),
     Simulate(simulate::Args),
@@ -103,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => args.run(),
         Command::Explain(args) => args.run(),
         Command::Replay(args) => args.run(),
+        Command::Resend(args) => args.run(),
         Command::SendTest(args) => args.run(),
         Command::Queue(args) => args.run(),
         Command::Simulate(args) => args.run(),
