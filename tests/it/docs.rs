@@ -378,6 +378,133 @@ fn the_configurations_of_the_overview_and_of_the_readme_are_good() {
     }
 }
 
+/// Checks a configuration that a page shows, as it stands but for what only its reader can know.
+fn is_good(config: &str) {
+    let zeros = "0".repeat(64);
+    let config = config
+        .replace("<tenant id>", "example.onmicrosoft.com")
+        .replace("<client id>", "11111111-2222-3333-4444-555555555555")
+        .replace("sha256:…", &format!("sha256:{zeros}"));
+    let relay = Relay::prepare(&config);
+    people(&relay);
+    let tls = relay.dir.path().join("tls");
+    std::fs::create_dir(&tls).unwrap();
+    let authority = Authority::new();
+    std::fs::rename(authority.write(&tls), tls.join("internal-ca.pem")).unwrap();
+    authority.sign(&["127.0.0.3"]).write(&tls, "ldap-client");
+    let said = typed(&relay, "ftm-relay check");
+    assert!(
+        !said.contains(": problem: ") && !said.contains(": warning: "),
+        "{config}\n{said}"
+    );
+}
+
+#[test]
+fn the_configurations_of_the_pages_on_mail_people_and_devices_are_good() {
+    let escalate = "[channel.desk]\ntype = \"file\"\npath = \"mail\"\nto = \"desk@example.com\"\n[[route]]\nto = [\"mail\"]\nescalate = [\"desk\"]\n";
+    for channel in blocks("mail.md", "toml") {
+        is_good(&format!("{BASE}{channel}{escalate}"));
+    }
+    let mail = "[channel.mail]\ntype = \"file\"\npath = \"mail\"\n";
+    let [active, others, external] = &blocks("ldap.md", "toml")[..] else {
+        panic!("the page has other configurations")
+    };
+    let without_password = others
+        .lines()
+        .filter(|l| !l.starts_with("bind_dn") && !l.starts_with("password"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let external = format!("{without_password}\n{external}");
+    let device = blocks("fortigate.md", "toml").remove(0);
+    for part in [active, others, &external, &device] {
+        is_good(&format!("{BASE}{part}{mail}{escalate}"));
+    }
+}
+
+#[test]
+fn the_page_on_mail_tries_a_channel_and_the_page_on_wording_changes_a_text() {
+    let templates = blocks("messages.md", "toml").remove(0);
+    let relay = Relay::prepare(&format!("{BASE}{ROUTE}{templates}"));
+    std::fs::create_dir(relay.dir.path().join("templates")).unwrap();
+    let text = blocks("messages.md", "jinja").remove(0);
+    let file = text.split(' ').nth(1).unwrap();
+    std::fs::write(relay.dir.path().join(file), &text).unwrap();
+    let said = typed(&relay, &blocks("mail.md", "sh").remove(0));
+    assert!(
+        !said.contains(": problem: ") && said.contains("mail: accepted"),
+        "{said}"
+    );
+
+    // The file is really looked at.
+    std::fs::write(relay.dir.path().join(file), text.replace("code", "cod")).unwrap();
+    let output = relay.cli(&["check"]);
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+}
+
+#[test]
+fn the_page_on_rest_shows_how_a_certificate_is_pinned() {
+    let authority = Authority::new();
+    let listener = "[[listen]]\nname = \"tls\"\ntransport = \"tls\"\naddress = \"127.0.0.3:0\"\ncert = \"server.pem\"\nkey = { file = \"server.key\" }\n";
+    let mut relay = Relay::prepare(&format!("{BASE}{listener}{ROUTE}"));
+    authority
+        .sign(&["127.0.0.3"])
+        .write(relay.dir.path(), "server");
+    relay.run();
+    let command = blocks("fortigate.md", "sh").remove(0);
+    let to = relay.listening("tls").to_string();
+    let said = sh(relay.dir.path(), &command.replace("10.20.0.1:443", &to));
+    let printed = said.trim().split_once('=').unwrap().1;
+    let device = blocks("fortigate.md", "toml").remove(0);
+    let device = device.replace("sha256:…", &format!("sha256:{printed}"));
+    relay.configure(&format!("{BASE}{device}{ROUTE}"));
+    let said = typed(&relay, "ftm-relay check");
+    assert!(!said.contains(": problem: "), "{said}");
+    relay.configure(&format!(
+        "{BASE}{}{ROUTE}",
+        device.replace(printed, &printed[1..])
+    ));
+    assert_eq!(relay.cli(&["check"]).status.code(), Some(78));
+}
+
+/// A block of a page that nobody looks at would go unnoticed.
+#[test]
+fn every_block_of_the_pages_says_what_it_is_and_is_read_by_a_test() {
+    // Here, and those about channels in `config`.
+    const READ: [&str; 13] = [
+        "channels.md",
+        "fortigate-syslog.md",
+        "fortigate.md",
+        "guide.md",
+        "ldap.md",
+        "mail.md",
+        "messages.md",
+        "operations.md",
+        "slack.md",
+        "sms.md",
+        "stitch.md",
+        "teams.md",
+        "tls.md",
+    ];
+    for entry in std::fs::read_dir(docs()).unwrap() {
+        let page = entry.unwrap().file_name().into_string().unwrap();
+        let text = std::fs::read_to_string(docs().join(&page)).unwrap();
+        let fences = text
+            .lines()
+            .filter_map(|l| l.trim_start().strip_prefix("```"));
+        for language in fences.step_by(2) {
+            match language {
+                "sh" | "toml" | "json" | "jinja" => assert!(
+                    READ.contains(&page.as_str()),
+                    "no test reads the blocks of {page}"
+                ),
+                // What others run: a machine with systemd, a FortiGate, Microsoft, Prometheus, Slack.
+                "console" | "text" | "powershell" | "yaml" => {}
+                other => panic!("{page} has a block marked `{other}`"),
+            }
+        }
+    }
+}
+
 #[test]
 fn every_link_between_the_pages_leads_somewhere() {
     let mut pages: Vec<PathBuf> = std::fs::read_dir(docs())
