@@ -4,6 +4,7 @@ mod check;
 mod explain;
 mod fortigate_cli;
 mod keygen;
+mod live;
 mod queue;
 mod replay;
 mod run;
