@@ -218,8 +218,13 @@ impl Carrier for Graph {
     }
 
     async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
-        if self.tokens.probe(attempt, "Mail.Send", found).await {
-            self.endpoint.reach_alone(attempt, found).await;
+        if self.tokens.probe(attempt, "Mail.Send", found).await
+            && self.endpoint.reach(attempt, found).await
+        {
+            found.push(Probe::unknown(
+                self.endpoint.host(),
+                "shows only with a mail whether the mailbox in `user` is there and may send: ftm-relay send-test",
+            ));
         }
     }
 }

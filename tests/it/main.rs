@@ -18,6 +18,7 @@ mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
 mod layers; // who may import whom
 mod ldap; // people in a real slapd
+mod live; // what check --live and send-test say
 mod mail; // several relays, tokens in place of passwords, Graph
 mod outbox; // the promises of the store
 mod postfix; // a real mail relay
