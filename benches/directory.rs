@@ -225,5 +225,6 @@ fn event() -> Activation {
         code: None,
         token: None,
         addresses: Vec::new(),
+        origin: Default::default(),
     }
 }

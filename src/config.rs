@@ -29,6 +29,7 @@ use crate::fortios::Fleet;
 use crate::ingest;
 use crate::limits;
 use crate::outbox;
+use crate::pending;
 use crate::pipeline::Admission;
 use crate::pipeline::Pipeline;
 use crate::recipients;
@@ -255,6 +256,7 @@ struct File {
     listen: Vec<Spanned<ingest::Config>>,
     recipients: Option<recipients::Config>,
     limits: limits::Config,
+    reminder: pending::Config,
     directory: Vec<Spanned<directory::Config>>,
     device: Vec<Spanned<devices::Config>>,
     channel: BTreeMap<String, Spanned<(channel::Common, channel::Config)>>,
@@ -274,6 +276,7 @@ const SECTIONS: &[&str] = &[
     "listen",
     "recipients",
     "limits",
+    "reminder",
     "directory",
     "device",
     "channel",
@@ -305,6 +308,7 @@ impl File {
             listen: Vec::new(),
             recipients: None,
             limits: limits::Config::default(),
+            reminder: pending::Config::default(),
             directory: Vec::new(),
             device: Vec::new(),
             channel: BTreeMap::new(),
@@ -332,6 +336,9 @@ impl File {
         file.recipients = take("recipients").and_then(|v| reader.section(v, "recipients"));
         file.limits = take("limits")
             .and_then(|v| reader.section(v, "limits"))
+            .unwrap_or_default();
+        file.reminder = take("reminder")
+            .and_then(|v| reader.section(v, "reminder"))
             .unwrap_or_default();
         file.directory = reader.list(take("directory"), "directory", Reader::directory);
         file.device = reader.list(take("device"), "device", Reader::read);
@@ -726,6 +733,8 @@ impl File {
             .clone()
             .and_then(|r| Directories::build(self.directory, r, fleet.as_ref(), check));
         let templates = self.templates.build(check);
+        let has_api = fleet.as_ref().is_some_and(|fleet| fleet.has_any());
+        let reminder = self.reminder.build(has_api, check);
         let outbox = self.outbox.build(check)?;
         if check.has_problems() {
             return None;
@@ -746,6 +755,7 @@ impl File {
                 channels,
                 templates: templates?,
                 limits: self.limits,
+                reminder,
                 mismatch,
                 retention: outbox.retention,
             },

@@ -137,6 +137,7 @@ struct Known {
     name: Option<String>,
     speakers: Option<Vec<Speaker>>,
     validity: Duration,
+    confirm: bool,
 }
 
 /// All configured devices, and what holds for any other.
@@ -179,6 +180,11 @@ impl Recognised<'_> {
             Some(speakers) => speakers.iter().any(|speaker| speaker.is(peer)),
             None => true,
         }
+    }
+
+    /// `confirm = true`: what it logs counts for nothing before the device itself has confirmed it.
+    pub fn must_be_confirmed(&self) -> bool {
+        self.known.is_some_and(|known| known.confirm)
     }
 
     /// Whether it has `peers` at all.
@@ -275,6 +281,7 @@ impl Devices {
             name: config.name,
             speakers,
             validity: validity.unwrap_or(self.default_validity),
+            confirm: config.confirm.is_some_and(Spanned::into_inner),
         });
         is_good
     }

@@ -12,7 +12,9 @@ use crate::activation::Activation;
 use crate::activation::ActivationCode;
 use crate::activation::Device;
 use crate::activation::Found;
+use crate::activation::Origin;
 use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::devices::Claim;
 use crate::devices::Devices;
 use crate::devices::Recognised;
@@ -109,6 +111,16 @@ impl Pipeline {
     /// The byte search for the listeners: whatever it turns away, [`Pipeline::process`] would not want.
     pub fn gate(&self) -> Gate {
         Gate::new(self.rules.ids())
+    }
+
+    /// A configured device by its id, as people know it.
+    pub fn device(&self, id: &str, vdom: &str) -> Device {
+        let claim = Claim {
+            devid: Some(id),
+            vdom: Some(vdom),
+            ..Claim::default()
+        };
+        self.devices.recognise(claim, &Peer::unknown()).device
     }
 
     /// Reads a frame. `now` is the frame's `received_at`.
@@ -293,6 +305,10 @@ impl Pipeline {
             .time_key()
             .unwrap_or_else(|| frame.received_at.as_second().to_string());
         let (event_time, skew) = event_time(record, frame.received_at, &mut reading.notes);
+        let standing = match recognised.must_be_confirmed() && event.stage == Stage::CodeSent {
+            true => Standing::Provisional,
+            false => Standing::Logged,
+        };
         let Recognised {
             device, validity, ..
         } = recognised;
@@ -317,6 +333,10 @@ impl Pipeline {
             code: event.code,
             token: token(record, &msg),
             addresses: activation::find_addresses(&msg),
+            origin: Origin {
+                line: line(frame, record.format()),
+                standing,
+            },
         }
     }
 }
@@ -395,6 +415,19 @@ fn in_words(span: SignedDuration) -> String {
 
 fn later(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// Which line it was, for the trace: enough to find it in another log, and nothing that stands in it.
+fn line(frame: &Frame, format: &str) -> String {
+    let from = frame
+        .peer
+        .address
+        .map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
+    let by = match &frame.listener {
+        Some(name) => format!(" on the listener {name}"),
+        None => String::new(),
+    };
+    format!("{format}, {} bytes, from {from}{by}", frame.bytes.len())
 }
 
 /// The token's serial number: the field `serialno`, else by its shape from the message.

@@ -24,6 +24,7 @@ use tracing::info;
 use tracing::warn;
 
 use crate::activation::Activation;
+use crate::activation::Device;
 use crate::activation::Stage;
 use crate::catch_up;
 use crate::catch_up::CatchUp;
@@ -35,8 +36,10 @@ use crate::control::Door;
 use crate::control::Operator;
 use crate::control::Replayed;
 use crate::control::Request;
+use crate::control::Resent;
 use crate::dispatch;
 use crate::dispatch::Dispatcher;
+use crate::fortios::FortiGate;
 use crate::frame::Frame;
 use crate::frame::Peer;
 use crate::ingest;
@@ -52,6 +55,8 @@ use crate::outbox::Escalate;
 use crate::outbox::Outbox;
 use crate::outbox::OutboxError;
 use crate::outbox::Stored;
+use crate::pending;
+use crate::pending::Pending;
 use crate::pipeline::Pipeline;
 use crate::pipeline::Verdict;
 use crate::readiness::Readiness;
@@ -79,6 +84,7 @@ pub struct Relay {
     dispatcher: Arc<Dispatcher>,
     settings: watch::Sender<Arc<dispatch::Settings>>,
     plan: watch::Sender<Arc<catch_up::Plan>>,
+    pending: Arc<Pending>,
     web: Option<web::Server>,
     view: Arc<web::View>,
     door: Door,
@@ -99,6 +105,7 @@ struct Reader {
     readiness: Arc<Readiness>,
     dispatcher: Arc<Dispatcher>,
     catch_up: Arc<CatchUp>,
+    settings: watch::Receiver<Arc<dispatch::Settings>>,
 }
 
 impl Relay {
@@ -116,6 +123,7 @@ impl Relay {
             .context("the socket for `ftm-relay queue` can't be bound")?;
         let readiness = Arc::new(Readiness::default());
         let seen = Arc::new(Seen::default());
+        let pending = Arc::new(Pending::default());
         let dispatcher = Dispatcher::new(Arc::clone(&outbox), metrics.clone());
         let (intake, frames) = Intake::new();
         let gate = config.pipeline.gate();
@@ -145,6 +153,7 @@ impl Relay {
             Arc::clone(&dispatcher),
             Arc::clone(&readiness),
             Arc::clone(&seen),
+            Arc::clone(&pending),
         ));
         let web = match &config.http {
             Some(http) => Some(web::Server::bind(http).await?),
@@ -163,7 +172,9 @@ impl Relay {
             fleet: config.fleet,
             ids: config.wanted_ids,
         }));
+        let settings = watch::Sender::new(Arc::new(config.dispatch));
         let reader = Arc::new(Reader {
+            settings: settings.subscribe(),
             pipeline,
             outbox,
             metrics,
@@ -172,7 +183,6 @@ impl Relay {
             dispatcher: Arc::clone(&dispatcher),
             catch_up,
         });
-        let settings = watch::Sender::new(Arc::new(config.dispatch));
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
         Ok(Self {
             path,
@@ -187,6 +197,7 @@ impl Relay {
             dispatcher,
             settings,
             plan,
+            pending,
             web,
             view,
             door,
@@ -233,6 +244,15 @@ impl Relay {
         }
         let taker: Arc<dyn Taker> = Arc::clone(&self.reader) as _;
         let no_more = CancellationToken::new();
+        let watch = Arc::clone(&self.pending).run(
+            self.settings.subscribe(),
+            Arc::clone(&self.reader) as _,
+            no_more.clone(),
+        );
+        ways_in.spawn(async move {
+            watch.await;
+            Ok(())
+        });
         ways_in.spawn(Arc::clone(&self.reader.catch_up).run(
             self.plan.subscribe(),
             taker,
@@ -644,6 +664,75 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// The current code of a user goes out again; or why not.
+    async fn resend(
+        &self,
+        user: &str,
+        device: Option<&str>,
+        vdom: Option<&str>,
+    ) -> Result<Answer, String> {
+        let settings = Arc::clone(&self.settings.borrow());
+        let wanted = pending::Wanted { user, device, vdom };
+        let again = pending::resend(&wanted, &settings, self).await?;
+        let stored = self
+            .commit(
+                vec![again.clone()],
+                Vec::new(),
+                &std::sync::atomic::AtomicBool::new(false),
+            )
+            .await
+            .map_err(|e| format!("{e:#}"))?;
+        match stored.first() {
+            Some(Stored::New {
+                id, late: false, ..
+            }) => Ok(Answer::Resent(Resent {
+                id: id.clone(),
+                user: again.user,
+                device: again.device,
+                token: again.token.unwrap_or_default(),
+                expires_at: again.expires_at,
+            })),
+            _ => Err(format!(
+                "a newer code of {user} is on its way already; see `ftm-relay queue list --user {user}`"
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl pending::Relay for Reader {
+    async fn take(&self, activations: Vec<Activation>) -> anyhow::Result<()> {
+        let stored = self
+            .keep(
+                &activations,
+                &mut Vec::new(),
+                &std::sync::atomic::AtomicBool::new(false),
+            )
+            .await?;
+        // What was taken in an earlier round is the rule here, and no news.
+        for (activation, stored) in activations.iter().zip(&stored) {
+            if let Stored::New { .. } = stored {
+                self.count(activation, stored);
+            }
+        }
+        Ok(())
+    }
+
+    fn device(&self, id: &str, vdom: &str) -> Device {
+        let device = self.pipeline.load().device(id, vdom);
+        // Without a `name` people know it as its log calls it.
+        match self.seen.name(id) {
+            Some(name) if device.name == id => Device { name, ..device },
+            _ => device,
+        }
+    }
+
+    fn vdoms(&self, gate: &FortiGate) -> Vec<String> {
+        self.catch_up.vdoms(gate)
+    }
+}
+
 #[async_trait]
 impl Taker for Reader {
     async fn take(&self, frames: Vec<Frame>) -> anyhow::Result<u64> {
@@ -741,6 +830,12 @@ impl Operator for Reader {
                 .depth(now)
                 .await
                 .map(|depth| Answer::Stats(depth.into())),
+            Request::Resend { user, device, vdom } => {
+                return self
+                    .resend(&user, device.as_deref(), vdom.as_deref())
+                    .await
+                    .unwrap_or_else(Answer::Error);
+            }
             Request::Replay(lines) => {
                 return self
                     .replay(&lines)

@@ -131,6 +131,12 @@ impl Seen {
             .collect()
     }
 
+    /// What a device calls itself.
+    pub fn name(&self, id: &str) -> Option<String> {
+        let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.get(id).map(|heard| heard.name.clone())
+    }
+
     /// All devices, by id.
     pub fn all(&self) -> Vec<(String, Heard)> {
         self.devices

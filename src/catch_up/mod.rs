@@ -110,6 +110,14 @@ impl CatchUp {
         self.known.heard(&device.id, &device.vdom);
     }
 
+    /// The VDOMs of a device: those that are configured, else `root` and those of which events were seen.
+    pub fn vdoms(&self, device: &FortiGate) -> Vec<String> {
+        match &device.catch_up().vdoms {
+            Some(vdoms) => vdoms.clone(),
+            None => self.known.vdoms(device.id()),
+        }
+    }
+
     /// Runs until `stop`.
     pub async fn run(
         self: Arc<Self>,
@@ -132,10 +140,7 @@ impl CatchUp {
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if may_begin => {
                     if let Some((device, progress)) = self.next(&mut schedule, &plan) {
-                        let vdoms = match &device.catch_up().vdoms {
-                            Some(vdoms) => vdoms.clone(),
-                            None => self.known.vdoms(device.id()),
-                        };
+                        let vdoms = self.vdoms(&device);
                         rounds.spawn(read(device, vdoms, Arc::clone(&plan), progress, Arc::clone(&taker)));
                     }
                 }

@@ -109,6 +109,17 @@ pub enum Lookup {
     },
 }
 
+impl Lookup {
+    /// What each directory said.
+    pub fn trace(&self) -> &[String] {
+        match self {
+            Self::Found { trace, .. }
+            | Self::Unknown { trace, .. }
+            | Self::Outside { trace, .. } => trace,
+        }
+    }
+}
+
 /// `match`: whose events a directory answers for, so that one customer's jsmith is never another's.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -235,6 +246,12 @@ impl Directories {
             probes.extend(entry.directory.probe().await);
         }
         probes
+    }
+
+    /// The name of a user as look-ups, identity and limits know it.
+    pub fn person(&self, user: &str) -> String {
+        // As the pipeline does: some FortiOS versions double backslashes.
+        self.recipients.normalise(&user.replace("\\\\", "\\"))
     }
 
     /// Asks the directories in order. The first that knows the person answers; if no code may go to that address, no

@@ -2,6 +2,8 @@
 
 pub mod case;
 pub mod health;
+pub mod inquiry;
+pub mod survey;
 pub mod worker;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::activation::Stage;
 use crate::backoff;
 use crate::channel::Channel;
 use crate::directory::Directories;
@@ -26,11 +29,13 @@ use crate::dispatch::case::Facts;
 use crate::dispatch::case::Situation;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::HealthState;
+use crate::dispatch::survey::Survey;
 use crate::dispatch::worker::Worker;
 use crate::fortios::Fleet;
 use crate::limits;
 use crate::metrics;
 use crate::metrics::Metrics;
+use crate::outbox::Advanced;
 use crate::outbox::Case;
 use crate::outbox::CaseState;
 use crate::outbox::Outbox;
@@ -67,6 +72,8 @@ pub struct Settings {
     pub templates: Templates,
     /// What one person may get.
     pub limits: limits::Config,
+    /// So long before its expiry a code that no phone has used is sent once more.
+    pub reminder: Option<Duration>,
     /// Another address in the message than the one found.
     pub mismatch: Mismatch,
     /// How long history is kept.
@@ -253,16 +260,24 @@ impl Dispatcher {
     }
 
     async fn step(&self, case: &Case, settings: &Settings) {
-        let route = settings.routes.find(&case.activation);
-        let lookup = if case.state == CaseState::Received
-            && case.activation.code.is_some()
-            && route.is_some()
-        {
-            let domains = route.and_then(|r| r.domains.as_deref());
-            Some(settings.directories.find(&case.activation, domains).await)
-        } else {
-            None
+        let wants_people = case.state == CaseState::Received;
+        let wants_device = !case.reached
+            && (wants_people
+                || (case.state == CaseState::Recorded
+                    && case.activation.stage == Stage::Activated));
+        let survey = match wants_people || wants_device {
+            true => Some(settings.survey(&case.activation, case.released).await),
+            false => None,
         };
+        let evidence = survey.as_ref().and_then(Survey::evidence).cloned();
+        let informed = evidence.as_ref().map(|evidence| Case {
+            activation: evidence.applied_to(&case.activation),
+            ..case.clone()
+        });
+        let known = informed.as_ref().unwrap_or(case);
+        let (inquiry, lookup, trace) =
+            survey.map_or_else(Default::default, |s| (s.inquiry, s.lookup, s.trace));
+        let route = settings.routes.find(&known.activation);
         // Only now: a look-up takes time, and a channel may have been suspended meanwhile.
         let channels = self.facts(settings);
         let now = Timestamp::now();
@@ -271,10 +286,11 @@ impl Dispatcher {
             case.attempt + 1,
             jitter(),
             None,
-            case.activation.expires_at,
+            known.activation.expires_at,
         );
-        let decision = case::decide(Situation {
-            case,
+        let mut decision = case::decide(Situation {
+            case: known,
+            inquiry: inquiry.as_ref(),
             route,
             channels: &channels,
             lookup,
@@ -287,10 +303,13 @@ impl Dispatcher {
             lookup_wait: Duration::try_from(due.duration_since(now)).unwrap_or_default(),
             now,
         });
+        decision.step.evidence = evidence;
+        decision.step.trace = trace;
         if let Some(other) = &decision.mismatch {
             warn!(activation.id = %case.id, "Another address than the one found stands in the message: {other}");
         }
         let wanted = decision.step.state;
+        let waits = decision.step.count_attempt;
         let why = decision.step.reason.clone();
         let ways: Vec<String> = decision
             .step
@@ -298,16 +317,29 @@ impl Dispatcher {
             .iter()
             .map(|d| d.channel.clone())
             .collect();
-        let state = match self.advance(case, decision.step).await {
-            Ok(state) => state,
+        let Advanced {
+            state,
+            superseded,
+            cancelled,
+        } = match self.advance(case, decision.step).await {
+            Ok(advanced) => advanced,
             Err(OutboxError::LostLease) => return,
             Err(e) => {
                 return warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id);
             }
         };
+        for _ in 0..superseded {
+            self.metrics.ended("superseded");
+        }
+        for _ in 0..cancelled {
+            self.metrics.ended("cancelled");
+        }
         let held = wanted == Some(CaseState::Routed) && state == CaseState::NeedsAttention;
         if let Some(outcome) = decision.ended.or(held.then_some("held")) {
             self.metrics.ended(outcome);
+        }
+        if waits && let Some(why) = &why {
+            info!(activation.id = %case.id, "{} waits and is looked at again: {why}", case.id);
         }
         if wanted.is_some() {
             let activation = &case.activation;
@@ -321,7 +353,7 @@ impl Dispatcher {
     }
 
     /// Writes a decision down, as long as the lease lasts: while the outbox is away, nothing else could be done either.
-    async fn advance(&self, case: &Case, step: Step) -> Result<CaseState, OutboxError> {
+    async fn advance(&self, case: &Case, step: Step) -> Result<Advanced, OutboxError> {
         let end = Instant::now() + CASE_LEASE;
         loop {
             match self

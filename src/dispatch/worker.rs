@@ -1,5 +1,6 @@
 //! One channel's worker: leases what is due, sends it, settles it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,6 +17,7 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
+use crate::activation::Activation;
 use crate::backoff;
 use crate::channel::Attempt;
 use crate::channel::Channel;
@@ -195,11 +197,26 @@ impl Worker {
                     .routes
                     .find(activation)
                     .and_then(|r| r.language.as_deref());
-                let note = self.settings.templates.activation(
-                    activation,
+                // Where the device has named somebody else than the log, the person reads their own name.
+                let is_meant =
+                    self.settings.directories.person(&activation.user) == activation.person;
+                let addressed = match is_meant {
+                    true => Cow::Borrowed(&**activation),
+                    false => Cow::Owned(Activation {
+                        user: activation.person.clone(),
+                        ..(**activation).clone()
+                    }),
+                };
+                let mut note = self.settings.templates.activation(
+                    &addressed,
                     recipient.as_ref(),
                     &style(language),
                 );
+                if let Ok(note) = &mut note
+                    && let Some(user) = note.event.pointer_mut("/data/user")
+                {
+                    *user = activation.user.clone().into();
+                }
                 (note, recipient.as_ref())
             }
             Work::Escalation(escalation) => (

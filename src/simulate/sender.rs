@@ -166,11 +166,7 @@ impl Sender {
                 timeout(PATIENCE, stream.read(&mut [0])).await
             }
         };
-        match refused.unwrap_or(Ok(0)) {
-            // A peer that just closes its side of TLS has refused nothing.
-            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
-            _ => Ok(()),
-        }
+        refused.unwrap_or(Ok(0)).map(|_| ())
     }
 }
 
@@ -212,7 +208,8 @@ async fn handshake(
 
 /// What a sender's error most likely means.
 pub(super) fn explain(error: io::Error) -> anyhow::Error {
-    if tls_alert(&error).is_some() {
+    // The relay ends TLS in order; who breaks off has refused.
+    if tls_alert(&error).is_some() || error.kind() == io::ErrorKind::UnexpectedEof {
         return anyhow!(error).context(
             "refused in TLS; does that listener want a client certificate (--cert, --key)?",
         );

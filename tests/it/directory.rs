@@ -118,6 +118,7 @@ pub fn event(person: &str) -> Activation {
         code: None,
         token: None,
         addresses: Vec::new(),
+        origin: Default::default(),
     }
 }
 

@@ -128,7 +128,11 @@ const TABLE: &[(&str, May)] = &[
     // How it is watched and asked.
     ("readiness", Import(&[])),
     ("seen", Import(&["activation", "frame", "metrics"])),
-    ("control", Import(&["outbox"])),
+    ("control", Import(&["activation", "outbox"])),
+    (
+        "pending",
+        Import(&["activation", "dispatch", "fortios", "settings"]),
+    ),
     (
         "web",
         Import(&[
@@ -136,6 +140,7 @@ const TABLE: &[(&str, May)] = &[
             "ingest",
             "metrics",
             "outbox",
+            "pending",
             "readiness",
             "secret",
             "seen",

@@ -16,11 +16,13 @@ mod fortios; // what a FortiGate's REST API says
 mod fuzz; // what the fuzzers start from and found
 mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
+mod inquiry; // what a FortiGate's word does to a case
 mod layers; // who may import whom
 mod ldap; // people in a real slapd
 mod live; // what check --live and send-test say
 mod mail; // several relays, tokens in place of passwords, Graph
 mod outbox; // the promises of the store
+mod pending; // tokens that wait for their phone
 mod postfix; // a real mail relay
 mod qr; // the image of a code, read back
 mod relay; // the whole, through its sockets

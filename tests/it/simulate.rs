@@ -86,7 +86,6 @@ fn a_client_certificate_is_shown_and_what_is_wrong_in_tls_is_said() {
     });
     let plain = format!("tls://{}", relay.tcp());
     for (args, why) in [
-        (vec!["--to", &to, "--ca", "ca.pem"], "--cert"),
         (
             vec!["--to", &to, "--ca", "fortigates.pem"],
             "not trusted here; put that authority's certificate into --ca",

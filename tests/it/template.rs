@@ -46,6 +46,7 @@ pub fn activation() -> Activation {
         code: ActivationCode::parse(CODE),
         token: None,
         addresses: Vec::new(),
+        origin: Default::default(),
     }
 }
 
