@@ -19,6 +19,7 @@ mod ingest; // bytes on sockets become frames
 mod inquiry; // what a FortiGate's word does to a case
 mod layers; // who may import whom
 mod ldap; // people in a real slapd
+mod live; // what check --live and send-test say
 mod mail; // several relays, tokens in place of passwords, Graph
 mod outbox; // the promises of the store
 mod pending; // tokens that wait for their phone
