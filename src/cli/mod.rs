@@ -6,6 +6,7 @@ mod explain;
 mod fortigate_cli;
 mod init;
 mod keygen;
+mod live;
 mod queue;
 mod replay;
 mod resend;

@@ -113,6 +113,15 @@ impl Config {
 }
 
 impl Settings {
+    /// Whether the key is at hand here; `false`: there is none yet, and the service makes one.
+    pub fn has_key(&self, state_dir: &Path) -> Result<bool, OpenError> {
+        match self.key.find(state_dir, true) {
+            Ok(_) => Ok(true),
+            Err(OpenError::KeyGone(_)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Whether both name the same outbox under the same key; the retention may differ.
     pub fn same_store(&self, other: &Self) -> bool {
         self.backend == other.backend && self.key == other.key

@@ -21,11 +21,13 @@ mod init; // a first configuration
 mod inquiry; // what a FortiGate's word does to a case
 mod layers; // who may import whom
 mod ldap; // people in a real slapd
+mod live; // what check --live and send-test say
 mod mail; // several relays, tokens in place of passwords, Graph
 mod outbox; // the promises of the store
 mod pending; // tokens that wait for their phone
 mod postfix; // a real mail relay
 mod qr; // the image of a code, read back
+mod reference; // the pages of keys, metrics and alerts
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
 mod simulate; // a FortiGate that is none
