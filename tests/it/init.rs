@@ -13,7 +13,8 @@ use std::sync::Mutex;
 use crate::support::relay::BINARY;
 use crate::support::until;
 
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 7] = [
+    "--offline",
     "--allow",
     "10.20.0.1,10.30.0.0/16",
     "--mail",
@@ -52,7 +53,7 @@ fn mode(path: &Path) -> u32 {
 
 /// The program on a terminal of its own: each line is typed once it asks. What the terminal showed, and the exit code.
 fn on_a_terminal(dir: &Path, lines: &[&str]) -> (String, Option<i32>) {
-    let command = format!("{BINARY} init --config etc/ftm-relay.toml");
+    let command = format!("{BINARY} init --offline --config etc/ftm-relay.toml");
     let mut child = Command::new("script")
         .args(["--quiet", "--return", "--echo", "always"])
         .args(["--command", &command, "/dev/null"])
@@ -134,6 +135,7 @@ fn flags_for_everything_are_taken() {
     let flags = [
         "init",
         "--yes",
+        "--offline",
         "--fortios",
         "6.4",
         "--to",
@@ -294,4 +296,33 @@ fn answers_that_end_leave_nothing_behind() {
     let (shown, code) = on_a_terminal(dir.path(), &["7.2", "10.20.0.1", "\u{4}"]);
     assert_eq!(code, Some(1), "{shown}");
     assert!(!dir.path().join("etc").exists(), "{shown}");
+}
+
+#[test]
+fn what_was_written_is_tried_live() {
+    let (dir, taken) = (
+        tempfile::tempdir().unwrap(),
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let port = taken.local_addr().unwrap().port();
+    drop(taken);
+    let mail = format!("127.0.0.1:{port}");
+    let output = run(
+        dir.path(),
+        &[
+            "init",
+            "--allow",
+            "127.0.0.1",
+            "--to",
+            "udp://127.0.0.1:5514",
+            "--mail",
+            &mail,
+            "--from",
+            "servicedesk@example.com",
+        ],
+    );
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("good, but") && text.contains(&mail), "{text}");
+    assert!(text.contains("Next:"), "{text}");
 }

@@ -74,6 +74,9 @@ pub struct Args {
     /// Ask nothing; what no flag says has its default
     #[arg(long)]
     yes: bool,
+    /// Check what was written without trying whether servers can be reached
+    #[arg(long)]
+    offline: bool,
     /// Overwrite a configuration; the old one is kept beside it
     #[arg(long)]
     force: bool,
@@ -98,7 +101,7 @@ impl Args {
             );
             return Ok(ExitCode::from(super::EX_USAGE));
         }
-        let (config, force) = (self.config.config.clone(), self.force);
+        let (config, force, live) = (self.config.config.clone(), self.force, !self.offline);
         let (answers, secrets) = self.answers(asker.as_mut(), &config::credentials_of(&path))?;
 
         write(&path, &text::of(&answers), force)?;
@@ -124,6 +127,7 @@ impl Args {
         say("")?;
         let checked = check::Args {
             config: ConfigArg { config },
+            live,
             json: false,
         }
         .run()?;
