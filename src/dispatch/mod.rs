@@ -11,8 +11,6 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use futures_util::StreamExt;
-use futures_util::stream;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -41,7 +39,7 @@ use crate::recipients::Mismatch;
 use crate::routing::Routes;
 use crate::template::Templates;
 
-/// So many cases are leased at once, and so many are looked up at the same time.
+/// So many cases are looked up at the same time.
 const CASES_AT_ONCE: usize = 32;
 /// Longer than any directory may take.
 const CASE_LEASE: Duration = Duration::from_secs(120);
@@ -208,38 +206,46 @@ impl Dispatcher {
         shutdown: CancellationToken,
     ) {
         let mut changed = self.outbox.cases_changed();
+        let mut steps = JoinSet::new();
         while !shutdown.is_cancelled() {
+            while steps.try_join_next().is_some() {}
             changed.mark_unchanged();
             let now = Timestamp::now();
-            let pause = match self
-                .outbox
-                .lease_cases(CASES_AT_ONCE, now, CASE_LEASE)
-                .await
-            {
-                Ok(leased) if leased.items.is_empty() => leased
-                    .next
-                    .map_or(POLL, |t| {
-                        Duration::try_from(t.duration_since(now)).unwrap_or_default()
-                    })
-                    .clamp(SHORTEST_PAUSE, POLL),
-                Ok(leased) => {
-                    let current = Arc::clone(&settings.borrow());
-                    stream::iter(&leased.items)
-                        .for_each_concurrent(CASES_AT_ONCE, |case| self.step(case, &current))
-                        .await;
-                    continue;
+            // A case takes as long as its directory; the others don't wait for it.
+            let free = CASES_AT_ONCE - steps.len();
+            let mut pause = POLL;
+            if free > 0 {
+                match self.outbox.lease_cases(free, now, CASE_LEASE).await {
+                    Ok(leased) if leased.items.is_empty() => {
+                        pause = leased
+                            .next
+                            .map_or(POLL, |t| {
+                                Duration::try_from(t.duration_since(now)).unwrap_or_default()
+                            })
+                            .clamp(SHORTEST_PAUSE, POLL);
+                    }
+                    Ok(leased) => {
+                        for case in leased.items {
+                            let this = Arc::clone(&self);
+                            let current = Arc::clone(&settings.borrow());
+                            steps.spawn(async move { this.step(&case, &current).await });
+                        }
+                        continue;
+                    }
+                    Err(e) => {
+                        warn!("Cases can't be leased: {e}");
+                        pause = OUTBOX_PAUSE;
+                    }
                 }
-                Err(e) => {
-                    warn!("Cases can't be leased: {e}");
-                    OUTBOX_PAUSE
-                }
-            };
+            }
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                Ok(()) = changed.changed() => {}
+                Ok(()) = changed.changed(), if free > 0 => {}
+                Some(_) = steps.join_next() => {}
                 () = sleep(pause) => {}
             }
         }
+        while steps.join_next().await.is_some() {}
     }
 
     async fn step(&self, case: &Case, settings: &Settings) {
