@@ -23,11 +23,11 @@
 //! | | |
 //! | --- | --- |
 //! | [`secret`], [`settings`], [`tls`], [`glob`], [`metrics`] | used everywhere, import nothing of ours but each other |
-//! | [`frame`], [`ingest`] | sockets to frames |
+//! | [`systemd`], [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
 //! | [`message`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
-//! | [`readiness`], [`seen`], [`web`], [`control`] | how it is watched and asked |
+//! | [`readiness`], [`pulse`], [`seen`], [`web`], [`control`] | how it is watched and asked |
 //! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
 //! Who may import whom is a test: `tests/it/layers.rs`. No module imports [`config`]; each owns its own `Config` with a
@@ -39,6 +39,7 @@ pub mod glob;
 pub mod metrics;
 pub mod secret;
 pub mod settings;
+pub mod systemd;
 pub mod tls;
 
 pub mod frame;
@@ -63,6 +64,7 @@ pub mod routing;
 pub mod template;
 
 pub mod control;
+pub mod pulse;
 pub mod readiness;
 pub mod seen;
 pub mod web;

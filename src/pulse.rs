@@ -43,9 +43,7 @@ mod tests {
         pulse.beat("intake");
         pulse.beat("cases");
         assert!(pulse.stalled(Duration::from_secs(60)).is_empty());
-        pulse.0.lock().unwrap()[0].1 = Instant::now()
-            .checked_sub(Duration::from_secs(61))
-            .unwrap();
+        pulse.0.lock().unwrap()[0].1 = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
         assert_eq!(pulse.stalled(Duration::from_secs(60)), ["intake"]);
         pulse.beat("intake");
         assert!(pulse.stalled(Duration::from_secs(60)).is_empty());

@@ -31,7 +31,10 @@ impl Inherited {
             } else if let Ok(Some(socket)) = passed.take_tcp_listener(at) {
                 inherited.stream.push(socket);
             } else {
-                warn!("Descriptor {} from the service manager is no socket of UDP or TCP and stays unused", 3 + at);
+                warn!(
+                    "Descriptor {} from the service manager is no socket of UDP or TCP and stays unused",
+                    3 + at
+                );
             }
         }
         inherited

@@ -37,7 +37,9 @@ const TABLE: &[(&str, May)] = &[
     // From bytes to an activation.
     (
         "ingest",
-        Import(&["frame", "glob", "metrics", "secret", "settings", "tls"]),
+        Import(&[
+            "frame", "glob", "metrics", "secret", "settings", "systemd", "tls",
+        ]),
     ),
     (
         "devices",
@@ -96,6 +98,7 @@ const TABLE: &[(&str, May)] = &[
             "message",
             "metrics",
             "outbox",
+            "pulse",
             "recipients",
             "routing",
             "secret",
@@ -104,6 +107,7 @@ const TABLE: &[(&str, May)] = &[
         ]),
     ),
     // How it is watched and asked.
+    ("pulse", Import(&[])),
     ("readiness", Import(&[])),
     ("seen", Import(&["activation", "frame", "metrics"])),
     ("control", Import(&["outbox"])),

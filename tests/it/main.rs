@@ -17,6 +17,7 @@ mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
 mod smtp; // an SMTP server that misbehaves
 mod syslog; // bytes become records
+mod systemd; // what the service manager gives and is told
 mod template; // what people read
 mod web; // page, health, metrics
 mod webhook; // HTTP channels
