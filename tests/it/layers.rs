@@ -25,6 +25,7 @@ const TABLE: &[(&str, May)] = &[
     ("limits", Import(&[])),
     ("logging", Import(&[])),
     ("metrics", Import(&[])),
+    ("pulse", Import(&[])),
     ("secret", Import(&[])),
     ("syslog", Import(&[])),
     ("systemd", Import(&[])),
@@ -107,7 +108,6 @@ const TABLE: &[(&str, May)] = &[
         ]),
     ),
     // How it is watched and asked.
-    ("pulse", Import(&[])),
     ("readiness", Import(&[])),
     ("seen", Import(&["activation", "frame", "metrics"])),
     ("control", Import(&["outbox"])),
