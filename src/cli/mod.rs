@@ -50,7 +50,10 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page
-    Man,
+    Man {
+        /// That of this command alone
+        command: Option<String>,
+    },
 }
 
 /// Which configuration to read.
@@ -107,10 +110,7 @@ pub fn main() -> ExitCode {
                 .map(|()| ExitCode::SUCCESS)
                 .map_err(Into::into)
         }
-        Command::Man => clap_mangen::Man::new(Cli::command())
-            .render(&mut std::io::stdout())
-            .map(|()| ExitCode::SUCCESS)
-            .map_err(Into::into),
+        Command::Man { command } => man(command.as_deref()),
     };
     done.unwrap_or_else(|e| {
         if is_broken_pipe(&e) {
@@ -119,6 +119,20 @@ pub fn main() -> ExitCode {
         eprintln!("ftm-relay: {e:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The page of the whole program, which names the others, or of one command.
+fn man(command: Option<&str>) -> anyhow::Result<ExitCode> {
+    let mut page = Cli::command();
+    // So that the page of a command is called, and shows its use, as `ftm-relay COMMAND`.
+    page.build();
+    if let Some(name) = command {
+        page = page.find_subcommand(name).cloned().ok_or_else(|| {
+            anyhow::anyhow!("there is no command {name}; `ftm-relay man` names all")
+        })?;
+    }
+    clap_mangen::Man::new(page).render(&mut std::io::stdout())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {
