@@ -12,9 +12,11 @@ mod simulate;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
@@ -51,8 +53,9 @@ enum Command {
     },
     /// Print the manual page
     Man {
-        /// That of this command alone
-        command: Option<String>,
+        /// Write the pages of all commands into this directory instead
+        #[arg(long, value_name = "DIRECTORY")]
+        to: Option<PathBuf>,
     },
 }
 
@@ -110,7 +113,7 @@ pub fn main() -> ExitCode {
                 .map(|()| ExitCode::SUCCESS)
                 .map_err(Into::into)
         }
-        Command::Man { command } => man(command.as_deref()),
+        Command::Man { to } => man(to.as_deref()),
     };
     done.unwrap_or_else(|e| {
         if is_broken_pipe(&e) {
@@ -121,17 +124,15 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// The page of the whole program, which names the others, or of one command.
-fn man(command: Option<&str>) -> anyhow::Result<ExitCode> {
-    let mut page = Cli::command();
-    // So that the page of a command is called, and shows its use, as `ftm-relay COMMAND`.
-    page.build();
-    if let Some(name) = command {
-        page = page.find_subcommand(name).cloned().ok_or_else(|| {
-            anyhow::anyhow!("there is no command {name}; `ftm-relay man` names all")
-        })?;
+/// The page of the whole program, which names those of the commands; with a directory all of them, as files.
+fn man(to: Option<&Path>) -> anyhow::Result<ExitCode> {
+    // Nobody needs a page about `help`.
+    let program = Cli::command().disable_help_subcommand(true);
+    match to {
+        Some(dir) => clap_mangen::generate_to(program, dir)
+            .with_context(|| format!("the pages can't be written to {}", dir.display()))?,
+        None => clap_mangen::Man::new(program).render(&mut std::io::stdout())?,
     }
-    clap_mangen::Man::new(page).render(&mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }
 
