@@ -124,6 +124,7 @@ impl Args {
         say("")?;
         let checked = check::Args {
             config: ConfigArg { config },
+            live: true,
             json: false,
         }
         .run()?;
