@@ -29,7 +29,7 @@
 //! | [`message`], [`fortios`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
 //! | [`catch_up`] | what syslog lost, from the devices' own logs |
 //! | [`readiness`], [`seen`], [`pending`], [`web`], [`control`] | how it is watched and asked |
-//! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
+//! | [`example`], [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
 //! Who may import whom is a test: `tests/it/layers.rs`. No module imports [`config`]; each owns its own `Config` with a
 //! `build`, and the root adds them up. To add a format, channel or directory: one file, and its lines in the list of
@@ -74,6 +74,7 @@ pub mod web;
 
 pub mod cli;
 pub mod config;
+pub mod example;
 pub mod logging;
 pub mod relay;
 pub mod simulate;

@@ -37,6 +37,7 @@ use crate::control::Operator;
 use crate::control::Replayed;
 use crate::control::Request;
 use crate::control::Resent;
+use crate::control::Status;
 use crate::dispatch;
 use crate::dispatch::Dispatcher;
 use crate::fortios::FortiGate;
@@ -105,6 +106,8 @@ struct Reader {
     readiness: Arc<Readiness>,
     dispatcher: Arc<Dispatcher>,
     catch_up: Arc<CatchUp>,
+    view: Arc<web::View>,
+    since: Timestamp,
     settings: watch::Receiver<Arc<dispatch::Settings>>,
 }
 
@@ -182,6 +185,8 @@ impl Relay {
             readiness,
             dispatcher: Arc::clone(&dispatcher),
             catch_up,
+            view: Arc::clone(&view),
+            since: Timestamp::now(),
         });
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
         Ok(Self {
@@ -633,6 +638,27 @@ impl Reader {
         }
     }
 
+    async fn status(&self, now: Timestamp) -> Answer {
+        let stats = self.outbox.depth(now).await.ok().map(Into::into);
+        let metrics = match self.view.metrics().await {
+            Ok(text) => text,
+            Err(e) => return Answer::Error(e.to_string()),
+        };
+        let board = self.dispatcher.board().into_iter();
+        let strangers = self.seen.strangers().into_iter();
+        Answer::Status(Box::new(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            not_ready: self.readiness.reasons(),
+            suspended: board
+                .filter_map(|(name, health)| Some((name, health.suspended?)))
+                .collect(),
+            strangers: strangers.map(|(_, s)| (s.why, s.count)).collect(),
+            stats,
+            metrics,
+        }))
+    }
+
     /// The lines of a file, as if they had come by the wire now.
     async fn replay(&self, lines: &[String]) -> anyhow::Result<Replayed> {
         let pipeline = self.pipeline.load_full();
@@ -830,6 +856,7 @@ impl Operator for Reader {
                 .depth(now)
                 .await
                 .map(|depth| Answer::Stats(depth.into())),
+            Request::Status => return self.status(now).await,
             Request::Resend { user, device, vdom } => {
                 return self
                     .resend(&user, device.as_deref(), vdom.as_deref())

@@ -1,6 +1,10 @@
-//! `check`: every problem of a configuration, with its place; `--live` also what works around the relay and what doesn't.
+//! `check`: every problem of a configuration, with its place; its tests, tried; `--live` also what works around the relay and what
+//! doesn't.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use jiff::Timestamp;
 
 use serde_json::Value;
 use serde_json::json;
@@ -8,13 +12,21 @@ use serde_json::json;
 use super::ConfigArg;
 use super::EX_CONFIG;
 use super::block_on;
+use super::explain::Explain;
 use super::live;
 use super::live::Tried;
 use super::say;
 use crate::channel::probe::Probe;
 use crate::channel::probe::Standing;
 use crate::config;
+use crate::config::Config;
 use crate::config::Placed;
+use crate::config::Test;
+use crate::example::Outcome;
+use crate::frame::Frame;
+use crate::frame::Peer;
+use crate::secret::Secret;
+use crate::settings::Weight;
 
 /// Check the configuration and print every problem
 ///
@@ -24,23 +36,27 @@ use crate::config::Placed;
 #[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArg,
+    pub(super) config: ConfigArg,
     /// Also try DNS, connections, certificates, log-ins and rights of everything configured; nobody is sent anything
     #[arg(long)]
-    live: bool,
+    pub(super) live: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let loaded = config::load(&self.config.config, config::Use::Check);
-        let tried = match &loaded.config {
-            Some(config) if self.live => block_on(async { Ok(live::try_all(config).await) })?,
-            _ => Vec::new(),
-        };
-        let (findings, file) = (&loaded.report.0, self.config.config.display());
+        let mut report = loaded.report;
+        let mut tried = Vec::new();
+        if let Some(config) = loaded.config {
+            if self.live {
+                tried = block_on(async { Ok(live::try_all(&config).await) })?;
+            }
+            report.0.extend(block_on(tests(config))?);
+        }
+        let (findings, file) = (&report.0, self.config.config.display());
         let problems = findings.iter().filter(|p| p.weight == "problem").count();
         let failures = tried.iter().filter(|tried| tried.is_bad()).count();
         if self.json {
@@ -64,11 +80,11 @@ impl Args {
                 (1, _) => format!("{file}: 1 problem"),
                 (n, _) => format!("{file}: {n} problems"),
             })?;
-            if self.live && problems > 0 {
+            if self.live && problems > 0 && tried.is_empty() {
                 say("nothing was tried live: mend the configuration first")?;
             }
         }
-        Ok(if loaded.report.has_problems() {
+        Ok(if report.has_problems() {
             ExitCode::from(EX_CONFIG)
         } else if failures > 0 {
             ExitCode::FAILURE
@@ -76,6 +92,52 @@ impl Args {
             ExitCode::SUCCESS
         })
     }
+}
+
+/// Tries every `[[test]]`; nobody outside is asked.
+async fn tests(mut config: Config) -> anyhow::Result<Vec<Placed>> {
+    config.dispatch.go_offline();
+    let mut found = Vec::new();
+    for test in &config.tests {
+        found.extend(try_one(&config, test).await);
+    }
+    Ok(found)
+}
+
+async fn try_one(config: &Config, test: &Test) -> Vec<Placed> {
+    let example = &test.example;
+    let frame = Frame {
+        bytes: example.line.clone().into_bytes(),
+        peer: example.peer.map_or_else(Peer::unknown, Peer::at),
+        listener: example
+            .listener
+            .as_ref()
+            .map(|l| Arc::from(l.get_ref().as_str())),
+        received_at: Timestamp::now(),
+    };
+    // In full, so that it can be compared, and what is shown can be cleaned of it.
+    let seen = Explain {
+        reveal: true,
+        offline: true,
+    }
+    .explain(config, 1, &frame)
+    .await;
+    let outcome = Outcome {
+        verdict: seen.verdict,
+        user: seen.user.as_deref(),
+        recipient: seen.recipient.as_ref().map(|r| r.email.as_str()),
+        channels: seen.channels.as_deref().unwrap_or_default(),
+        stage: seen.stage,
+        device: seen.device.as_ref(),
+        code: seen.code.as_deref().map(Secret::new),
+        unasked: seen.unasked.as_deref(),
+    };
+    let failures = example.failures(&outcome).into_iter();
+    let skipped = example.skipped(&outcome);
+    failures
+        .map(|text| test.finding(Weight::Problem, text))
+        .chain(skipped.map(|text| test.finding(Weight::Note, text)))
+        .collect()
 }
 
 /// The findings as ever, then what was tried, in the same shape with more members.

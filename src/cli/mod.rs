@@ -1,8 +1,10 @@
 //! The command line: one file for each sub-command.
 
 mod check;
+mod doctor;
 mod explain;
 mod fortigate_cli;
+mod init;
 mod keygen;
 mod live;
 mod queue;
@@ -27,6 +29,9 @@ use crate::config::Config;
 /// Wrong configuration (`EX_CONFIG`): the unit doesn't restart.
 const EX_CONFIG: u8 = 78;
 
+/// Wrong usage, as clap has it.
+const EX_USAGE: u8 = 2;
+
 /// Brings FortiToken Mobile activation codes from a FortiGate's syslog to their people.
 #[derive(Debug, Parser)]
 #[command(name = "ftm-relay", version, about, max_term_width = 100)]
@@ -37,8 +42,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Args),
     Run(run::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Explain(explain::Args),
     Replay(replay::Args),
     Resend(resend::Args),
@@ -93,8 +100,10 @@ pub fn main() -> ExitCode {
         eprintln!("ftm-relay: core dumps can't be switched off: {e}");
     }
     let done = match Cli::parse().command {
+        Command::Init(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Check(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Explain(args) => args.run(),
         Command::Replay(args) => args.run(),
         Command::Resend(args) => args.run(),

@@ -65,7 +65,7 @@ const MOST_MAX_FRAME_BYTES: usize = MAX_WAITING_BYTES / 2;
 const LONGEST_LOG_BYTES: usize = 22 * 1024;
 
 /// What a socket is asked to hold while the relay looks elsewhere: 10,000 traffic logs and their overhead.
-const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+pub const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// So many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const ACCEPT_BACKLOG: i32 = 1024;

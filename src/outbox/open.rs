@@ -249,6 +249,20 @@ pub fn open_without_key(state_dir: &Path) -> Result<Arc<dyn Outbox>, OpenError> 
     Ok(Arc::new(Sqlite::open_without_key(state_dir)?))
 }
 
+/// What a look at the database's file found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Examined {
+    /// No damage.
+    Sound,
+    /// It has so many bytes that it was not read through.
+    TooLarge(u64),
+}
+
+/// Looks for damage, beside a relay that runs or not, without changing anything. It blocks.
+pub fn examine(state_dir: &Path) -> Result<Examined, OpenError> {
+    Sqlite::examine(state_dir)
+}
+
 fn make_dir(dir: &Path) -> Result<(), OpenError> {
     if dir.is_dir() {
         return Ok(());

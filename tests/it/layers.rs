@@ -35,6 +35,7 @@ const TABLE: &[(&str, May)] = &[
     ("recipients", Import(&["domain", "settings"])),
     ("activation", Import(&["secret"])),
     ("message", Import(&["secret"])),
+    ("example", Import(&["activation", "secret", "settings"])),
     // From bytes to an activation.
     (
         "ingest",
@@ -160,6 +161,7 @@ const PURE: &[&str] = &[
     "backoff",
     "devices",
     "domain",
+    "example",
     "frame",
     "glob",
     "limits",

@@ -25,6 +25,7 @@ mod outbox; // the promises of the store
 mod pending; // tokens that wait for their phone
 mod postfix; // a real mail relay
 mod qr; // the image of a code, read back
+mod reference; // the pages of keys, metrics and alerts
 mod relay; // the whole, through its sockets
 mod secrets; // planted codes are searched everywhere
 mod simulate; // a FortiGate that is none
