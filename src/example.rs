@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use serde::Deserialize;
+use serde::Deserializer;
+use serde::de;
 use toml::Spanned;
 
 use crate::activation::Device;
@@ -24,6 +26,7 @@ pub struct Config {
     /// As if it came in here.
     pub listener: Option<Spanned<String>>,
     /// As if it came from here.
+    #[serde(default, deserialize_with = "peer")]
     pub peer: Option<IpAddr>,
     /// What `explain` should say of it.
     pub verdict: Option<Verdict>,
@@ -37,6 +40,12 @@ pub struct Config {
     pub stage: Option<Stage>,
     /// The id or the name of the device.
     pub device: Option<String>,
+}
+
+fn peer<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    let wrong = || de::Error::custom(format!("\"{text}\" is no IP address, such as 10.20.0.1"));
+    text.parse().map(Some).map_err(|_| wrong())
 }
 
 /// What `explain` says of a line.
@@ -74,6 +83,8 @@ impl Verdict {
 pub struct Outcome<'o> {
     /// The word of `explain`.
     pub verdict: &'o str,
+    /// Its sentence.
+    pub reason: &'o str,
     /// The user.
     pub user: Option<&'o str>,
     /// The address.
@@ -125,52 +136,65 @@ impl Config {
     /// What is not as expected, one sentence each; without any code, and with addresses masked.
     pub fn failures(&self, got: &Outcome<'_>) -> Vec<String> {
         let redactor = Redactor::new(got.code.clone());
-        let mut failures = Vec::new();
-        let mut expect = |what: &str, expected: Option<String>, got: Option<String>| {
-            if let Some(expected) = expected
-                && got.as_ref() != Some(&expected)
-            {
-                let got = got.unwrap_or_else(|| "none".to_owned());
-                failures.push(redactor.clean(&format!(
-                    "the test \"{}\" expects the {what} {expected}, but got {got}",
-                    self.name
-                )));
-            }
+        let failure = |what: &str, expected: &str, got: &str| {
+            redactor.clean(&format!(
+                "the test \"{}\" expects the {what} {expected}, but got {got}",
+                self.name
+            ))
         };
+        let mut failures = Vec::new();
         let person_is_known = got.unasked.is_none();
         let verdict = self.verdict.filter(|expected| {
             let hangs = expected.needs_person() && ["relay", "no-recipient"].contains(&got.verdict);
             person_is_known || !hangs
         });
-        expect(
-            "verdict",
-            verdict.map(|v| v.as_str().to_owned()),
-            Some(got.verdict.to_owned()),
-        );
-        expect("user", self.user.clone(), got.user.map(str::to_owned));
-        expect(
-            "stage",
-            self.stage.map(|s| s.to_string()),
-            got.stage.map(|s| s.to_string()),
-        );
+        if let Some(expected) = verdict
+            && expected.as_str() != got.verdict
+        {
+            // Of what is sent the sentence says to whom; of the others, what is amiss.
+            let why = match got.verdict {
+                "rejected" | "ignore" | "no-code" => format!("{} ({})", got.verdict, got.reason),
+                other => other.to_owned(),
+            };
+            failures.push(failure("verdict", expected.as_str(), &why));
+        }
         let device = got.device.map(|d| match &self.device {
-            Some(expected) if *expected == d.name => d.name.clone(),
-            _ => d.id.clone(),
+            Some(expected) if *expected == d.name => d.name.as_str(),
+            _ => d.id.as_str(),
         });
-        expect("device", self.device.clone(), device);
+        for (what, expected, got) in [
+            ("user", self.user.as_deref(), got.user),
+            (
+                "stage",
+                self.stage.map(Stage::as_str),
+                got.stage.map(Stage::as_str),
+            ),
+            ("device", self.device.as_deref(), device),
+        ] {
+            if let Some(expected) = expected
+                && got != Some(expected)
+            {
+                failures.push(failure(what, expected, got.unwrap_or("none")));
+            }
+        }
         if person_is_known {
             let channels = |list: &[String]| match list {
                 [] => "none".to_owned(),
                 some => some.join(", "),
             };
-            expect(
-                "channels",
-                self.channels.as_deref().map(channels),
-                Some(channels(got.channels)),
-            );
-            let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
+            if let Some(expected) = &self.channels
+                && *expected != got.channels
+            {
+                failures.push(failure(
+                    "channels",
+                    &channels(expected),
+                    &channels(got.channels),
+                ));
+            }
             if let Some(expected) = &self.recipient
-                && !got.recipient.is_some_and(|got| same(got, expected))
+                && !got
+                    .recipient
+                    .is_some_and(|got| got.eq_ignore_ascii_case(expected))
             {
                 let (expected, got) = (
                     mask_address(expected),

@@ -124,6 +124,7 @@ async fn try_one(config: &Config, test: &Test) -> Vec<Placed> {
     .await;
     let outcome = Outcome {
         verdict: seen.verdict,
+        reason: &seen.reason,
         user: seen.user.as_deref(),
         recipient: seen.recipient.as_ref().map(|r| r.email.as_str()),
         channels: seen.channels.as_deref().unwrap_or_default(),

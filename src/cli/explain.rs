@@ -63,7 +63,7 @@ pub struct Args {
 pub(super) struct Explanation {
     line: u64,
     pub verdict: &'static str,
-    reason: String,
+    pub reason: String,
     format: Option<&'static str>,
     logid: Option<u32>,
     pub stage: Option<Stage>,

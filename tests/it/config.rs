@@ -248,3 +248,33 @@ fn no_error_repeats_a_secret() {
         );
     }
 }
+
+/// Where the unit's credentials lie beside the configuration, whoever may read them checks them too.
+#[test]
+fn credentials_beside_the_configuration_are_read_by_a_check_and_not_by_the_service() {
+    let relay = Relay::prepare(&format!(
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = {{ credential = \"hook\" }}\n[[route]]\nto = [\"hook\"]\n"
+    ));
+    let credentials = relay.dir.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    let missing = relay.cli(&["check"]);
+    assert_eq!(missing.status.code(), Some(78));
+    let path = credentials.canonicalize().unwrap().join("hook");
+    let expected = format!("problem: {} can't be read", path.display());
+    assert!(
+        text(&missing.stdout).contains(&expected),
+        "{}",
+        text(&missing.stdout)
+    );
+    std::fs::write(path, "https://hook.example.com/\n").unwrap();
+    let found = relay.cli(&["check"]);
+    assert_eq!(found.status.code(), Some(0));
+    assert!(
+        !text(&found.stdout).contains("credential"),
+        "{}",
+        text(&found.stdout)
+    );
+    let run = relay.cli(&["run"]);
+    assert_eq!(run.status.code(), Some(78));
+    assert!(text(&run.stderr).contains("$CREDENTIALS_DIRECTORY is not set"));
+}

@@ -11,11 +11,13 @@ mod detection; // a line becomes an activation, or does not
 mod directory; // who the person is
 mod dispatch; // cases, fallbacks, escalations
 mod docs; // the pages of docs/, as they are typed
+mod doctor; // what is wrong with an installation
 mod forged; // text that spells an event is none
 mod fortios; // what a FortiGate's REST API says
 mod fuzz; // what the fuzzers start from and found
 mod gate; // what is turned away before it is read
 mod ingest; // bytes on sockets become frames
+mod init; // a first configuration
 mod inquiry; // what a FortiGate's word does to a case
 mod layers; // who may import whom
 mod ldap; // people in a real slapd
