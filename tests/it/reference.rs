@@ -125,7 +125,7 @@ fn questions() -> Vec<Question> {
             &heading,
         ));
     }
-    for table in ["device", "route", "rule"] {
+    for table in ["device", "route", "rule", "test"] {
         let heading = format!("[[{table}]]");
         questions.push(Question::new(
             format!("{heading}\nnonsense = 1\n"),
