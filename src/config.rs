@@ -10,7 +10,6 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
@@ -515,14 +514,9 @@ impl Reader<'_> {
     fn listen(&mut self, value: Value<'_>) -> Option<ingest::Config> {
         let (kind, span, table) = self.kind(value, "transport", ingest::KINDS)?;
         let value = Spanned::new(span, DeValue::Table(table));
-        match kind {
-            "udp" => self
-                .read_with(value, &["transport"], Deserialize::deserialize)
-                .map(ingest::Config::Udp),
-            _ => self
-                .read_with(value, &["transport"], Deserialize::deserialize)
-                .map(ingest::Config::Tcp),
-        }
+        self.read_with(value, &["transport"], |value| {
+            ingest::Config::read(kind, value)
+        })
     }
 
     fn directory(&mut self, value: Value<'_>) -> Option<directory::Config> {
@@ -700,8 +694,9 @@ impl File {
                 "there is no [[directory]], so nobody's address is found",
             );
         }
-        let admissions = listeners(&self.listen, check);
-        let listeners: Vec<_> = self.listen.into_iter().map(Spanned::into_inner).collect();
+        let mut listen = self.listen;
+        let admissions = listeners(&mut listen, check);
+        let listeners = unplaced(listen);
         let devices = Devices::build(unplaced(self.device), self.validity.0, check);
         let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);
@@ -745,11 +740,14 @@ fn unplaced<T>(list: Vec<Spanned<T>>) -> Vec<T> {
     list.into_iter().map(Spanned::into_inner).collect()
 }
 
-fn listeners(listen: &[Spanned<ingest::Config>], check: &mut Check) -> HashMap<String, Admission> {
+fn listeners(
+    listen: &mut [Spanned<ingest::Config>],
+    check: &mut Check,
+) -> HashMap<String, Admission> {
     let mut admissions = HashMap::new();
     let mut taken = HashMap::new();
     for listener in listen {
-        let (span, listener) = (listener.span(), listener.get_ref());
+        let (span, listener) = (listener.span(), listener.get_mut());
         listener.build(check);
         let name = listener.name().into_owned();
         let admission = Admission {
@@ -763,7 +761,7 @@ fn listeners(listen: &[Spanned<ingest::Config>], check: &mut Check) -> HashMap<S
             );
         }
         // A port of 0 is another one each time.
-        let socket = (listener.transport(), listener.address());
+        let socket = (listener.is_datagram(), listener.address());
         if listener.address().port() != 0
             && let Some(other) = taken.insert(socket, name.clone())
         {

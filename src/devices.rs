@@ -78,15 +78,19 @@ impl Speaker {
         }
         // A name has a letter outside hexadecimal somewhere, or it is a mistyped address.
         let is_name = text.contains(|c: char| c.is_ascii_alphabetic() && !c.is_ascii_hexdigit())
-            && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "/:@".contains(c));
+            && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "/:@*".contains(c));
         is_name.then(|| Self::Certificate(text.to_lowercase()))
     }
 
     fn is(&self, peer: &Peer) -> bool {
         match self {
-            Self::Network(network) => peer
-                .address
-                .is_some_and(|address| network.contains(&address.to_canonical())),
+            Self::Network(network) => {
+                let is_within = |address: IpAddr| network.contains(&address.to_canonical());
+                // A certificate may be made out to an address: whoever holds its key speaks for it, wherever from.
+                let mut certified = peer.certificate_names.iter().filter_map(|n| n.parse().ok());
+                peer.address.is_some_and(is_within)
+                    || network.prefix_len() == network.max_prefix_len() && certified.any(is_within)
+            }
             Self::Certificate(name) => peer
                 .certificate_names
                 .iter()

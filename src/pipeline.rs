@@ -66,6 +66,8 @@ pub struct Reading {
     pub device: Option<Device>,
     /// The user that the record names.
     pub user: Option<String>,
+    /// Why the peer may not speak for the device, or not here, if so. Nothing of such a record is believed.
+    pub stranger: Option<String>,
     /// What an administrator should know besides: a clock that is off, a check that could not be made.
     pub notes: Vec<String>,
     /// What becomes of it.
@@ -112,6 +114,7 @@ impl Pipeline {
             stage: None,
             device: None,
             user: None,
+            stranger: None,
             notes: Vec::new(),
             verdict: Verdict::Ignored(String::new()),
         };
@@ -131,6 +134,8 @@ impl Pipeline {
             .get("user")
             .filter(|user| !user.is_empty())
             .map(|user| one_line(&user, MAX_USER_CHARS));
+        let mut unchecked = Vec::new();
+        reading.stranger = self.admit(frame, &recognised, &mut unchecked).err();
         let Some(id) = reading.logid else {
             return Verdict::Ignored(match record.get("logid") {
                 Some(_) => "the field logid is no log id".to_owned(),
@@ -143,8 +148,9 @@ impl Pipeline {
             return Verdict::Ignored(format!("message id {id} is no event that a rule wants"));
         };
         reading.stage = Some(found.stage);
-        if let Err(reason) = self.admit(frame, &recognised, &mut reading.notes) {
-            return Verdict::Rejected(reason);
+        reading.notes = unchecked;
+        if let Some(reason) = &reading.stranger {
+            return Verdict::Rejected(reason.clone());
         }
         if record.is_doubtful() {
             reading.notes.push(

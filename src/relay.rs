@@ -39,8 +39,11 @@ use crate::frame::Peer;
 use crate::ingest;
 use crate::ingest::FrameReceiver;
 use crate::ingest::Intake;
+use crate::ingest::Outcome;
+use crate::ingest::Reply;
 use crate::metrics;
 use crate::metrics::Metrics;
+use crate::metrics::Rejected;
 use crate::outbox;
 use crate::outbox::Escalate;
 use crate::outbox::Outbox;
@@ -68,7 +71,7 @@ pub struct Relay {
     reader: Arc<Reader>,
     frames: FrameReceiver,
     intake: Intake,
-    listeners: HashMap<(&'static str, SocketAddr), Listening>,
+    listeners: HashMap<Key, Listening>,
     bound: Vec<(ingest::Bound, Listening)>,
     dispatcher: Arc<Dispatcher>,
     settings: watch::Sender<Arc<dispatch::Settings>>,
@@ -189,6 +192,8 @@ impl Relay {
         let after_intake = CancellationToken::new();
         let at_last = CancellationToken::new();
 
+        // Before anybody can look.
+        self.reader.metrics.config_reload_success.set(1);
         // The page outlives what it tells of: while the rest drains, /readyz says so.
         let mut watching: JoinSet<anyhow::Result<()>> = JoinSet::new();
         if let Some(web) = self.web.take() {
@@ -220,7 +225,6 @@ impl Relay {
                 .map(|l| l.config.load_full())
                 .collect(),
         );
-        self.reader.metrics.config_reload_success.set(1);
         info!(
             "Ready: {} listeners, state in {}",
             self.listeners.len(),
@@ -300,7 +304,28 @@ impl Relay {
     }
 }
 
-type Key = (&'static str, SocketAddr);
+/// What a socket is bound to: an address, for datagrams or for connections.
+type Key = (bool, SocketAddr);
+
+fn key(config: &ingest::Config) -> Key {
+    (config.is_datagram(), config.address())
+}
+
+/// What about a bound socket only a restart can change, if the new configuration changes it.
+fn stuck(new: &ingest::Config, listeners: &HashMap<Key, Listening>) -> Option<String> {
+    let old = listeners.get(&key(new))?.config.load();
+    let what = if old.transport() != new.transport() {
+        "transport"
+    } else if old.name() != new.name() {
+        "name"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "the {what} of the listener on {} changes only with a restart",
+        new.address()
+    ))
+}
 
 fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listening))> {
     let bound = ingest::bind(config).with_context(|| {
@@ -314,7 +339,7 @@ fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listeni
         config: Arc::new(ArcSwap::from_pointee(config.clone())),
         stop: CancellationToken::new(),
     };
-    Ok(((config.transport(), config.address()), (bound, listening)))
+    Ok((key(config), (bound, listening)))
 }
 
 fn serve(
@@ -357,17 +382,17 @@ fn reloading(
         bail!("state_dir, [http] and [outbox] change only with a restart");
     }
     // Whatever can fail comes first.
+    if let Some(why) = config.listeners.iter().find_map(|l| stuck(l, listeners)) {
+        bail!(why);
+    }
     let mut new = Vec::new();
     for listener in &config.listeners {
-        if !listeners.contains_key(&(listener.transport(), listener.address())) {
+        if !listeners.contains_key(&key(listener)) {
             new.push(bind(listener)?);
         }
     }
-    listeners.retain(|key, listening| {
-        let kept = config
-            .listeners
-            .iter()
-            .find(|l| (l.transport(), l.address()) == *key);
+    listeners.retain(|bound, listening| {
+        let kept = config.listeners.iter().find(|l| key(l) == *bound);
         match kept {
             Some(listener) => listening.config.store(Arc::new(listener.clone())),
             None => listening.stop.cancel(),
@@ -393,19 +418,25 @@ impl Reader {
         let away = frames.outbox_away();
         while let Some(batch) = frames.recv_batch(BATCH_FRAMES).await {
             let pipeline = self.pipeline.load_full();
-            let wanted: Vec<_> = batch
-                .frames
-                .iter()
-                .filter_map(|frame| self.read(&pipeline, frame))
-                .collect();
+            let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
+            for (frame, reply) in batch.frames.iter().zip(batch.replies) {
+                match self.read(&pipeline, frame) {
+                    Ok(activation) => {
+                        wanted.push(activation);
+                        waiting.push(reply);
+                    }
+                    Err(outcome) => reply.send(outcome),
+                }
+            }
             if !wanted.is_empty() {
-                self.commit(wanted, &away).await?;
+                self.commit(wanted, waiting, &away).await?;
             }
         }
         Ok(())
     }
 
-    fn read(&self, pipeline: &Pipeline, frame: &Frame) -> Option<Activation> {
+    /// A wanted frame's activation; else what became of the frame.
+    fn read(&self, pipeline: &Pipeline, frame: &Frame) -> Result<Activation, Outcome> {
         let reading = pipeline.process(frame);
         if let Some(format) = reading.format {
             self.metrics
@@ -419,19 +450,30 @@ impl Reader {
             Verdict::Wanted(activation) => Some(activation.skew),
             Verdict::Ignored(_) | Verdict::Rejected(_) => None,
         };
-        if let (Some(device), Verdict::Wanted(_) | Verdict::Ignored(_)) =
-            (&reading.device, &reading.verdict)
-        {
-            self.seen
-                .heard(device, frame.received_at, skew, &self.metrics);
-        }
         let listener = frame.listener.as_deref().unwrap_or("-");
+        match (&reading.device, &reading.stranger, &reading.verdict) {
+            (Some(device), Some(why), _) => {
+                self.metrics.listener(listener).reject(Rejected::Peer);
+                let is_news = self
+                    .seen
+                    .stranger(device, &frame.peer, why, frame.received_at);
+                // One that is wanted is told of below.
+                if is_news && matches!(reading.verdict, Verdict::Ignored(_)) {
+                    warn!(listener, "Not believed: {why}");
+                }
+            }
+            (Some(device), None, Verdict::Wanted(_) | Verdict::Ignored(_)) => {
+                self.seen
+                    .heard(device, frame.received_at, skew, &self.metrics);
+            }
+            _ => {}
+        }
         match reading.verdict {
             Verdict::Wanted(activation) => {
                 for note in &reading.notes {
                     warn!(listener, device = %activation.device.name, "{note}");
                 }
-                Some(*activation)
+                Ok(*activation)
             }
             Verdict::Rejected(reason) => {
                 self.metrics.activation("rejected");
@@ -444,16 +486,19 @@ impl Reader {
                     logid = reading.logid,
                     "Rejected a record from {from}: {reason}"
                 );
-                None
+                Err(Outcome::Rejected(reason))
             }
-            Verdict::Ignored(_) => None,
+            // Nobody knows what it is: whoever waits to hear has sent something else than a log.
+            Verdict::Ignored(reason) if reading.logid.is_none() => Err(Outcome::Rejected(reason)),
+            Verdict::Ignored(reason) => Err(Outcome::Ignored(reading.stranger.unwrap_or(reason))),
         }
     }
 
-    /// Commits however long it takes; meanwhile the listeners feel it.
+    /// Commits however long it takes; meanwhile the listeners feel it. `waiting` hear of each activation, in order.
     async fn commit(
         &self,
         wanted: Vec<Activation>,
+        mut waiting: Vec<Reply>,
         away: &std::sync::atomic::AtomicBool,
     ) -> anyhow::Result<Vec<Stored>> {
         use std::sync::atomic::Ordering::Relaxed;
@@ -467,6 +512,12 @@ impl Reader {
                     for (activation, stored) in wanted.iter().zip(&stored) {
                         self.count(activation, stored);
                     }
+                    for (reply, stored) in waiting.into_iter().zip(&stored) {
+                        reply.send(match stored {
+                            Stored::New { .. } => Outcome::Kept,
+                            Stored::Duplicate => Outcome::Known,
+                        });
+                    }
                     return Ok(stored);
                 }
                 Err(e @ OutboxError::Damaged(_)) => {
@@ -479,6 +530,9 @@ impl Reader {
                         error!("{} activations wait for the outbox: {e}", wanted.len());
                     }
                     self.readiness.not("outbox", e.to_string());
+                    for reply in waiting.drain(..) {
+                        reply.send(Outcome::Pending);
+                    }
                     sleep(COMMIT_PAUSE).await;
                 }
             }
@@ -539,7 +593,11 @@ impl Reader {
         }
         if !wanted.is_empty() {
             let stored = self
-                .commit(wanted.clone(), &std::sync::atomic::AtomicBool::new(false))
+                .commit(
+                    wanted.clone(),
+                    Vec::new(),
+                    &std::sync::atomic::AtomicBool::new(false),
+                )
                 .await?;
             settle_replayed(&mut done, &wanted, &stored);
         }

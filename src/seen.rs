@@ -1,6 +1,7 @@
-//! When each device was last heard, and how its clock goes.
+//! When each device was last heard and how its clock goes, and who spoke for one that may not.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -8,15 +9,37 @@ use jiff::SignedDuration;
 use jiff::Timestamp;
 
 use crate::activation::Device;
+use crate::frame::Peer;
 use crate::metrics;
 use crate::metrics::Metrics;
 
 /// More devices than this are not told apart: a forger of device ids must not fill memory or metrics.
 const MAX_DEVICES: usize = 10_000;
 
+/// So many strangers are remembered; the one that was silent longest makes room.
+const MAX_STRANGERS: usize = 256;
+
+/// So often the same stranger is news.
+const NEWS_PERIOD: SignedDuration = SignedDuration::from_mins(10);
+
 /// The devices that were heard.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<BTreeMap<String, Heard>>);
+pub struct Seen {
+    devices: Mutex<BTreeMap<String, Heard>>,
+    strangers: Mutex<BTreeMap<(String, Option<IpAddr>), Stranger>>,
+}
+
+/// A peer that spoke for a device and may not, or not where it did.
+#[derive(Clone, Debug)]
+pub struct Stranger {
+    /// Why not.
+    pub why: String,
+    /// How many records it was not believed.
+    pub count: u64,
+    /// When it last spoke.
+    pub at: Timestamp,
+    told_at: Timestamp,
+}
 
 /// What is known of one device.
 #[derive(Clone, Debug)]
@@ -38,7 +61,7 @@ impl Seen {
         skew: Option<SignedDuration>,
         metrics: &Metrics,
     ) {
-        let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         if devices.len() >= MAX_DEVICES && !devices.contains_key(&device.id) {
             return;
         }
@@ -65,9 +88,52 @@ impl Seen {
         }
     }
 
-    /// All of them, by id.
+    /// A peer spoke for this device and may not. Whether that is news: for the first time, or after a while.
+    pub fn stranger(&self, device: &Device, peer: &Peer, why: &str, at: Timestamp) -> bool {
+        let mut strangers = self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let key = (device.id.clone(), peer.address);
+        if let Some(known) = strangers.get_mut(&key) {
+            why.clone_into(&mut known.why);
+            known.count += 1;
+            known.at = at;
+            let is_news = at.duration_since(known.told_at) >= NEWS_PERIOD;
+            if is_news {
+                known.told_at = at;
+            }
+            return is_news;
+        }
+        if strangers.len() >= MAX_STRANGERS {
+            let silent = strangers.iter().min_by_key(|(_, s)| s.at);
+            if let Some(key) = silent.map(|(key, _)| key.clone()) {
+                strangers.remove(&key);
+            }
+        }
+        let stranger = Stranger {
+            why: why.to_owned(),
+            count: 1,
+            at,
+            told_at: at,
+        };
+        strangers.insert(key, stranger);
+        true
+    }
+
+    /// All strangers, with the device that each spoke for.
+    pub fn strangers(&self) -> Vec<(String, Stranger)> {
+        self.strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|((device, _), stranger)| (device.clone(), stranger.clone()))
+            .collect()
+    }
+
+    /// All devices, by id.
     pub fn all(&self) -> Vec<(String, Heard)> {
-        self.0
+        self.devices
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()

@@ -1,4 +1,4 @@
-//! Outgoing TLS: whom we trust, and a plain sentence for each certificate that we don't.
+//! TLS, and all of the outgoing kind: whom we trust, and a plain sentence for each certificate that we don't.
 
 use std::error::Error;
 use std::io;
@@ -41,7 +41,8 @@ fn client_of(roots: RootCertStore) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-fn roots_of_file(file: &Spanned<PathBuf>, check: &mut Check) -> Option<RootCertStore> {
+/// The authorities in a file. `None`: `check` says why.
+pub fn roots_of_file(file: &Spanned<PathBuf>, check: &mut Check) -> Option<RootCertStore> {
     let path = check.path(file.get_ref());
     let mut wrong = |text: String| {
         check.problem(file.span(), format!("{} {text}", path.display()));
@@ -118,8 +119,8 @@ pub fn certificate_error(error: &(dyn Error + 'static), host: &str) -> Option<St
     Some(format!("the certificate of {host} {what}"))
 }
 
-/// rustls hides inside an `io::Error`, and HTTP hides that in turn.
-fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+/// The error of rustls behind this one: it hides inside an `io::Error`, and HTTP hides that in turn.
+pub fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {

@@ -40,6 +40,9 @@ pub struct Args {
     /// Check `allow` and `peers` as if the lines came from here
     #[arg(long, value_name = "ADDRESS")]
     peer: Option<IpAddr>,
+    /// Check `peers` as if the peer's certificate bore this name (repeatable)
+    #[arg(long, value_name = "NAME")]
+    certificate: Vec<String>,
     /// Check `allow` and `devices` of this listener
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
@@ -122,7 +125,10 @@ impl Args {
     async fn explain(&self, config: &Config, line: u64, bytes: Vec<u8>) -> Explanation {
         let frame = Frame {
             bytes,
-            peer: self.peer.map_or_else(Peer::unknown, Peer::at),
+            peer: Peer {
+                certificate_names: self.certificate.as_slice().into(),
+                ..self.peer.map_or_else(Peer::unknown, Peer::at)
+            },
             listener: self.listener.as_deref().map(Arc::from),
             received_at: Timestamp::now(),
         };

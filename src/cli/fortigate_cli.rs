@@ -99,7 +99,7 @@ impl Args {
         };
         let mode = match listener {
             ingest::Config::Udp(_) => "udp",
-            ingest::Config::Tcp(_) => "reliable",
+            _ => "reliable",
         };
         let mut cli = Cli(String::new());
         if let Some(vdom) = &self.vdom {

@@ -39,7 +39,24 @@ pub enum Protocol {
     Beep,
     /// A TLS record with a handshake message.
     Tls,
+    /// Neither: on a port where TLS is expected, somebody who speaks without it.
+    Plain,
 }
+
+impl Protocol {
+    /// What a stream with these first bytes speaks.
+    pub fn of(first: &[u8]) -> Self {
+        match foreign(first) {
+            Prefix::Yes(protocol) => protocol,
+            // One byte is enough to tell TLS, whose record may come in pieces.
+            Prefix::Partly if first.first() == Some(&HANDSHAKE) => Self::Tls,
+            Prefix::Partly | Prefix::No => Self::Plain,
+        }
+    }
+}
+
+/// The type of a TLS record that holds a handshake message.
+const HANDSHAKE: u8 = 0x16;
 
 /// Cuts one stream into messages. Memory is bounded by the limit, whatever a peer claims.
 pub struct Decoder {
@@ -329,7 +346,7 @@ fn pri(data: &[u8]) -> Prefix<usize> {
 fn foreign(data: &[u8]) -> Prefix<Protocol> {
     let mut partly = false;
     for (word, protocol) in [
-        (&b"\x16\x03"[..], Protocol::Tls),
+        (&[HANDSHAKE, 3][..], Protocol::Tls),
         (b"RPY 0", Protocol::Beep),
         (b"MSG 0", Protocol::Beep),
     ] {

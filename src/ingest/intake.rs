@@ -9,6 +9,7 @@ use arc_swap::Cache;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 
 use crate::frame::Frame;
 use crate::metrics::Rejected;
@@ -40,7 +41,40 @@ pub struct Intake {
 
 struct Waiting {
     frame: Frame,
+    reply: Reply,
     room: Room,
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is committed.
+    Kept,
+    /// It was committed before.
+    Known,
+    /// It is a log that nobody wants; the sentence says which.
+    Ignored(String),
+    /// It can't be read or is not allowed; the sentence says why.
+    Rejected(String),
+    /// The outbox can't commit it at present; it is tried again.
+    Pending,
+}
+
+/// Tells a frame's sender what became of it, if one waits to hear. Dropped, it says that nothing is known.
+#[derive(Debug, Default)]
+pub struct Reply(Option<oneshot::Sender<Outcome>>);
+
+/// What a [`Reply`] brings.
+pub(super) type Answer = oneshot::Receiver<Outcome>;
+
+impl Reply {
+    /// Tells it.
+    pub fn send(self, outcome: Outcome) {
+        if let Some(sender) = self.0 {
+            // One that waits no longer has given up.
+            drop(sender.send(outcome));
+        }
+    }
 }
 
 /// Space in the queue for one frame.
@@ -81,7 +115,7 @@ impl Intake {
 
     /// Why a frame is turned away when the queue is full.
     pub(super) fn full(&self) -> Rejected {
-        if self.outbox_away.load(Ordering::Relaxed) {
+        if self.outbox_is_away() {
             Rejected::Outbox
         } else {
             Rejected::Backlog
@@ -117,10 +151,26 @@ impl Intake {
     }
 
     pub(super) fn put(&self, frame: Frame, room: Room) -> Result<(), Closed> {
+        self.enqueue(frame, Reply::default(), room)
+    }
+
+    /// Puts a frame and hears what becomes of it.
+    pub(super) fn ask(&self, frame: Frame, room: Room) -> Result<Answer, Closed> {
+        let (reply, answer) = oneshot::channel();
+        self.enqueue(frame, Reply(Some(reply)), room)?;
+        Ok(answer)
+    }
+
+    fn enqueue(&self, frame: Frame, reply: Reply, room: Room) -> Result<(), Closed> {
         // It can't be full: each frame in it holds room, and there is no room for more frames than it takes.
         self.queue
-            .try_send(Waiting { frame, room })
+            .try_send(Waiting { frame, reply, room })
             .map_err(|_| Closed)
+    }
+
+    /// Whether the outbox can't commit at present.
+    pub(super) fn outbox_is_away(&self) -> bool {
+        self.outbox_away.load(Ordering::Relaxed)
     }
 }
 
@@ -141,6 +191,8 @@ pub struct FrameReceiver {
 pub struct Batch {
     /// The frames.
     pub frames: Vec<Frame>,
+    /// For each frame, in the same order, who waits to hear of it.
+    pub replies: Vec<Reply>,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -151,15 +203,21 @@ impl FrameReceiver {
             return None;
         }
         let mut frames = Vec::with_capacity(self.taken.len());
+        let mut replies = Vec::with_capacity(self.taken.len());
         let mut all: Option<OwnedSemaphorePermit> = None;
-        for Waiting { frame, room } in self.taken.drain(..) {
+        for Waiting { frame, reply, room } in self.taken.drain(..) {
             frames.push(frame);
+            replies.push(reply);
             match &mut all {
                 Some(all) => all.merge(room.0),
                 None => all = Some(room.0),
             }
         }
-        Some(Batch { frames, _room: all })
+        Some(Batch {
+            frames,
+            replies,
+            _room: all,
+        })
     }
 
     /// Set while the outbox can't commit: it is then the reason why a full queue costs a datagram.

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::Config;
 use super::framing::Protocol;
+use super::intake::Answer;
 use super::intake::Closed;
 use super::intake::GateCache;
 use super::intake::Intake;
@@ -42,6 +43,7 @@ pub(super) struct Listener {
     pub(super) samples: PerPeer,
     pub(super) settings: Arc<ArcSwap<Config>>,
     advice: PerPeer,
+    failures: PerPeer,
     rejected: [Throttle; 6],
 }
 
@@ -58,6 +60,7 @@ impl Listener {
             samples: PerPeer::new(SAMPLE_PERIOD),
             settings,
             advice: PerPeer::new(ADVICE_PERIOD),
+            failures: PerPeer::new(REJECTED_PERIOD),
             rejected: std::array::from_fn(|_| Throttle::new(REJECTED_PERIOD)),
         }
     }
@@ -71,14 +74,22 @@ impl Listener {
     }
 
     /// Copies a message into the queue.
-    pub(super) fn put(&self, bytes: &[u8], peer: IpAddr, room: Room) -> Result<(), Closed> {
-        let frame = Frame {
-            bytes: bytes.to_vec(),
-            peer: Peer::at(peer),
+    pub(super) fn put(&self, bytes: &[u8], from: &Peer, room: Room) -> Result<(), Closed> {
+        self.intake.put(self.frame(bytes.to_vec(), from), room)
+    }
+
+    /// The same, for a sender that waits to hear what becomes of it.
+    pub(super) fn ask(&self, bytes: Vec<u8>, from: &Peer, room: Room) -> Result<Answer, Closed> {
+        self.intake.ask(self.frame(bytes, from), room)
+    }
+
+    fn frame(&self, bytes: Vec<u8>, from: &Peer) -> Frame {
+        Frame {
+            bytes,
+            peer: from.clone(),
             listener: Some(self.name.clone()),
             received_at: Timestamp::now(),
-        };
-        self.intake.put(frame, room)
+        }
     }
 
     /// Counts what was turned away, and says so once a minute.
@@ -110,21 +121,55 @@ impl Listener {
         }
     }
 
+    /// Counts a handshake that failed, and says why, once a minute for each peer.
+    pub(super) fn handshake_failed(&self, peer: IpAddr, why: &str) {
+        self.metrics.reject(Rejected::Tls);
+        if self.failures.take(peer, Instant::now()) {
+            warn!(listener = &*self.name, %peer, "No TLS with {peer}: {why}");
+        }
+    }
+
+    /// Counts a peer that showed no right to speak, and says so once a minute.
+    pub(super) fn unauthorised(&self, peer: IpAddr) {
+        self.metrics.reject(Rejected::Peer);
+        if self.failures.take(peer, Instant::now()) {
+            warn!(listener = &*self.name, %peer, "{peer} sent a request without the bearer token of this listener; the header is `Authorization: Bearer TOKEN`");
+        }
+    }
+
     /// Counts a peer that speaks another protocol, and says what to do about it.
     pub(super) fn advise(&self, protocol: Protocol, peer: IpAddr) {
-        self.metrics.reject(Rejected::Framing);
+        let settings = self.settings.load();
+        let over_tls = settings.tls_server().is_some();
+        self.metrics.reject(if over_tls {
+            Rejected::Tls
+        } else {
+            Rejected::Framing
+        });
         if !self.advice.take(peer, Instant::now()) {
             return;
         }
         let listener = &*self.name;
-        match protocol {
-            Protocol::Beep => warn!(
+        match (protocol, &**settings) {
+            (Protocol::Beep, _) => warn!(
                 listener, %peer,
                 "{peer} speaks RFC 3195 (on a FortiGate: `set mode legacy-reliable`), which is not understood here; write `set mode reliable` under `config log syslogd setting` on the FortiGate"
             ),
-            Protocol::Tls => warn!(
+            (Protocol::Tls, Config::Stitch(_)) => warn!(
+                listener, %peer,
+                "{peer} speaks TLS, but this listener expects plain HTTP; give it `cert` and `key`, or write `set protocol http` in the stitch's action"
+            ),
+            (Protocol::Tls, _) => warn!(
                 listener, %peer,
                 "{peer} speaks TLS, but this listener expects plain TCP; send to a listener with `transport = \"tls\"`, or write `set enc-algorithm disable` under `config log syslogd setting` on the FortiGate"
+            ),
+            (Protocol::Plain, Config::Stitch(_)) => warn!(
+                listener, %peer,
+                "{peer} speaks without TLS, but this listener expects HTTPS; write `set protocol https` in the stitch's action"
+            ),
+            (Protocol::Plain, _) => warn!(
+                listener, %peer,
+                "{peer} speaks without TLS, but this listener expects it; write `set enc-algorithm high-medium` under `config log syslogd setting` on the FortiGate, or send to a listener with `transport = \"tcp\"`"
             ),
         }
     }

@@ -28,12 +28,15 @@ use crate::settings::Period;
 
 pub mod framing;
 
+mod accept;
 mod drops;
 mod intake;
 mod listener;
 mod network;
 mod pace;
+mod stitch;
 mod stream;
+mod tls;
 mod udp;
 
 pub use intake::Batch;
@@ -42,10 +45,14 @@ pub use intake::Gate;
 pub use intake::Intake;
 pub use intake::MAX_WAITING_BYTES;
 pub use intake::MAX_WAITING_FRAMES;
+pub use intake::Outcome;
+pub use intake::Reply;
 pub use network::Network;
+pub use stitch::Stitch;
+pub use tls::Tls;
 
 /// The values of `transport`, one for each variant of [`Config`].
-pub const KINDS: &[&str] = &["udp", "tcp"];
+pub const KINDS: &[&str] = &["udp", "tcp", "tls", "stitch"];
 
 /// Every receiver must take messages of this length (RFC 5424, section 6.1).
 const LEAST_MAX_FRAME_BYTES: usize = 480;
@@ -63,16 +70,20 @@ const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 const ACCEPT_BACKLOG: i32 = 1024;
 
 /// One `[[listen]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Config {
     /// `transport = "udp"`
     Udp(Udp),
     /// `transport = "tcp"`
     Tcp(Tcp),
+    /// `transport = "tls"`
+    Tls(Tls),
+    /// `transport = "stitch"`
+    Stitch(Stitch),
 }
 
 /// `[[listen]]` with `transport = "udp"`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Udp {
     /// How logs and metrics call it.
@@ -92,7 +103,7 @@ pub struct Udp {
 }
 
 /// `[[listen]]` with `transport = "tcp"`
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tcp {
     /// How logs and metrics call it.
@@ -150,41 +161,61 @@ fn default_idle_timeout() -> Spanned<Period> {
     unplaced(Period::seconds(48 * 3600))
 }
 
+/// What every way in has.
+macro_rules! of_each {
+    ($config:expr, $of:ident => $value:expr) => {
+        match $config {
+            Config::Udp($of) => $value,
+            Config::Tcp($of) => $value,
+            Config::Tls($of) => $value,
+            Config::Stitch($of) => $value,
+        }
+    };
+}
+
 impl Config {
+    /// Reads one; `transport` is one of [`KINDS`], and taken out of the table.
+    pub fn read<'de, D: Deserializer<'de>>(transport: &str, from: D) -> Result<Self, D::Error> {
+        match transport {
+            "udp" => Deserialize::deserialize(from).map(Self::Udp),
+            "tcp" => Deserialize::deserialize(from).map(Self::Tcp),
+            "tls" => Deserialize::deserialize(from).map(Self::Tls),
+            "stitch" => Deserialize::deserialize(from).map(Self::Stitch),
+            other => Err(de::Error::unknown_variant(other, KINDS)),
+        }
+    }
+
     /// The value of `transport`.
     pub fn transport(&self) -> &'static str {
         match self {
             Self::Udp(_) => "udp",
             Self::Tcp(_) => "tcp",
+            Self::Tls(_) => "tls",
+            Self::Stitch(_) => "stitch",
         }
+    }
+
+    /// Whether its socket takes datagrams; two that differ in this may share an address.
+    pub fn is_datagram(&self) -> bool {
+        matches!(self, Self::Udp(_))
     }
 
     /// How logs and metrics call it: as configured, else `<transport>-<port>`.
     pub fn name(&self) -> Cow<'_, str> {
-        match self {
-            Self::Udp(Udp { name, .. }) | Self::Tcp(Tcp { name, .. }) => match name {
-                Some(name) => name.get_ref().into(),
-                None => format!("{}-{}", self.transport(), self.address().port()).into(),
-            },
+        match of_each!(self, of => &of.name) {
+            Some(name) => name.get_ref().into(),
+            None => format!("{}-{}", self.transport(), self.address().port()).into(),
         }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        match self {
-            Self::Udp(Udp { address, .. }) | Self::Tcp(Tcp { address, .. }) => *address,
-        }
+        of_each!(self, of => of.address)
     }
 
     /// Who may send.
     pub fn allow(&self) -> &[Network] {
-        self.allow_spanned().get_ref()
-    }
-
-    fn allow_spanned(&self) -> &Spanned<Vec<Network>> {
-        match self {
-            Self::Udp(Udp { allow, .. }) | Self::Tcp(Tcp { allow, .. }) => allow,
-        }
+        of_each!(self, of => of.allow.get_ref())
     }
 
     /// Whether this peer may send.
@@ -194,55 +225,64 @@ impl Config {
 
     /// Which devices are believed from here.
     pub fn devices(&self) -> &[Glob] {
-        self.devices_spanned().get_ref()
-    }
-
-    fn devices_spanned(&self) -> &Spanned<Vec<Glob>> {
-        match self {
-            Self::Udp(Udp { devices, .. }) | Self::Tcp(Tcp { devices, .. }) => devices,
-        }
+        of_each!(self, of => of.devices.get_ref())
     }
 
     /// The longest message that is taken.
     pub fn max_frame_bytes(&self) -> usize {
-        *self.max_frame_bytes_spanned().get_ref()
-    }
-
-    fn max_frame_bytes_spanned(&self) -> &Spanned<usize> {
-        match self {
-            Self::Udp(Udp {
-                max_frame_bytes, ..
-            })
-            | Self::Tcp(Tcp {
-                max_frame_bytes, ..
-            }) => max_frame_bytes,
-        }
+        *of_each!(self, of => of.max_frame_bytes.get_ref())
     }
 
     /// So many connections are open at a time; none where there are no connections.
     pub fn max_connections(&self) -> usize {
+        self.max_connections_spanned()
+            .map_or(0, |most| *most.get_ref())
+    }
+
+    fn max_connections_spanned(&self) -> Option<&Spanned<usize>> {
         match self {
-            Self::Udp(_) => 0,
-            Self::Tcp(tcp) => *tcp.max_connections.get_ref(),
+            Self::Udp(_) => None,
+            Self::Tcp(tcp) => Some(&tcp.max_connections),
+            Self::Tls(tls) => Some(&tls.max_connections),
+            Self::Stitch(stitch) => Some(&stitch.max_connections),
         }
     }
 
-    /// A connection that completes no message for so long is closed; zero where there are no connections.
+    /// A connection that completes no message for so long is closed; zero where no connection outlives a message.
     pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout_spanned()
+            .map_or(Duration::ZERO, |idle| idle.get_ref().0)
+    }
+
+    fn idle_timeout_spanned(&self) -> Option<&Spanned<Period>> {
         match self {
-            Self::Udp(_) => Duration::ZERO,
-            Self::Tcp(tcp) => tcp.idle_timeout.get_ref().0,
+            Self::Udp(_) | Self::Stitch(_) => None,
+            Self::Tcp(tcp) => Some(&tcp.idle_timeout),
+            Self::Tls(tls) => Some(&tls.idle_timeout),
         }
     }
 
-    /// Says what can't be right.
-    pub fn build(&self, check: &mut Check) {
-        if let Self::Udp(Udp {
-            name: Some(name), ..
-        })
-        | Self::Tcp(Tcp {
-            name: Some(name), ..
-        }) = self
+    /// How it answers a TLS handshake; `None`: it speaks without TLS.
+    fn tls_server(&self) -> Option<&tls::Server> {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => None,
+            Self::Tls(tls) => tls.server(),
+            Self::Stitch(stitch) => stitch.server(),
+        }
+    }
+
+    /// Reads certificates and secrets, and says what can't be right.
+    pub fn build(&mut self, check: &mut Check) {
+        self.check(check);
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => {}
+            Self::Tls(tls) => tls.build(check),
+            Self::Stitch(stitch) => stitch.build(check),
+        }
+    }
+
+    fn check(&self, check: &mut Check) {
+        if let Some(name) = of_each!(self, of => &of.name)
             && (name.get_ref().trim().is_empty() || name.get_ref().contains(char::is_control))
         {
             check.problem(
@@ -250,7 +290,7 @@ impl Config {
                 "a listener's name is text on one line, not empty; leave `name` out for \"<transport>-<port>\"",
             );
         }
-        let allow = self.allow_spanned();
+        let allow = of_each!(self, of => &of.allow);
         if allow.get_ref().is_empty() {
             check.problem(
                 place(allow),
@@ -263,40 +303,41 @@ impl Config {
                 format!("`allow` holds {all}, so anybody who reaches the port may send; write the addresses or networks of your FortiGates"),
             );
         }
-        let devices = self.devices_spanned();
+        let devices = of_each!(self, of => &of.devices);
         if devices.get_ref().is_empty() {
             check.problem(
                 place(devices),
                 "`devices` is empty, so no device would be believed; leave it out for all of them",
             );
         }
-        let max_frame_bytes = self.max_frame_bytes_spanned();
+        let max_frame_bytes = of_each!(self, of => &of.max_frame_bytes);
         if !(LEAST_MAX_FRAME_BYTES..=MOST_MAX_FRAME_BYTES).contains(max_frame_bytes.get_ref()) {
             check.problem(
                 place(max_frame_bytes),
                 format!("`max_frame_bytes` is {max_frame_bytes}; write a number from {LEAST_MAX_FRAME_BYTES} to {MOST_MAX_FRAME_BYTES} (16 MiB)"),
             );
         }
-        if let Self::Tcp(tcp) = self {
+        if let Some(max_connections) = self.max_connections_spanned() {
             if (LEAST_MAX_FRAME_BYTES..LONGEST_LOG_BYTES).contains(max_frame_bytes.get_ref()) {
                 check.warning(
                     place(max_frame_bytes),
                     format!("over TCP a FortiGate sends messages of up to {LONGEST_LOG_BYTES} bytes; those above `max_frame_bytes` are discarded"),
                 );
             }
-            if *tcp.max_connections.get_ref() == 0 {
+            if *max_connections.get_ref() == 0 {
                 check.problem(
-                    place(&tcp.max_connections),
+                    place(max_connections),
                     "`max_connections` is 0, so nobody could connect; write at least 1",
                 );
             }
-            let idle = tcp.idle_timeout.get_ref().0;
-            if idle < Duration::from_secs(1) {
-                check.problem(
-                    place(&tcp.idle_timeout),
-                    "`idle_timeout` is below one second; a filtered FortiGate is silent for hours, so write \"48h\"",
-                );
-            }
+        }
+        if let Some(idle) = self.idle_timeout_spanned()
+            && idle.get_ref().0 < Duration::from_secs(1)
+        {
+            check.problem(
+                place(idle),
+                "`idle_timeout` is below one second; a filtered FortiGate is silent for hours, so write \"48h\"",
+            );
         }
     }
 }
@@ -321,31 +362,28 @@ enum BoundSocket {
 /// Binds a listener's socket. `[::]` takes IPv4 and IPv6.
 pub fn bind(config: &Config) -> io::Result<Bound> {
     let address = config.address();
-    let (kind, protocol) = match config {
-        Config::Udp(_) => (Type::DGRAM, Protocol::UDP),
-        Config::Tcp(_) => (Type::STREAM, Protocol::TCP),
+    let (kind, protocol) = if config.is_datagram() {
+        (Type::DGRAM, Protocol::UDP)
+    } else {
+        (Type::STREAM, Protocol::TCP)
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         socket.set_only_v6(false)?;
     }
-    Ok(Bound {
-        socket: match config {
-            Config::Udp(_) => {
-                // Not SO_REUSEADDR: with it another process of ours could bind the port too and take the datagrams.
-                enlarge(&socket, config)?;
-                socket.bind(&address.into())?;
-                BoundSocket::Udp(socket.into())
-            }
-            Config::Tcp(_) => {
-                socket.set_reuse_address(true)?;
-                socket.bind(&address.into())?;
-                socket.listen(ACCEPT_BACKLOG)?;
-                BoundSocket::Tcp(socket.into())
-            }
-        },
-    })
+    let socket = if config.is_datagram() {
+        // Not SO_REUSEADDR: with it another process of ours could bind the port too and take the datagrams.
+        enlarge(&socket, config)?;
+        socket.bind(&address.into())?;
+        BoundSocket::Udp(socket.into())
+    } else {
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(ACCEPT_BACKLOG)?;
+        BoundSocket::Tcp(socket.into())
+    };
+    Ok(Bound { socket })
 }
 
 /// Asks for a large receive buffer and says what was granted.
@@ -386,7 +424,7 @@ impl Bound {
 
     /// Turns what comes in into frames, until `shutdown` fires and what the kernel already holds is taken too.
     ///
-    /// `settings` is read again for each datagram and each read, so that a reload needs neither a new socket nor new
+    /// `settings` is read again for each datagram, read and handshake, so that a reload needs neither a new socket nor new
     /// connections; it must stay of the transport that was bound. An error means that the listener can't go on.
     pub async fn serve(
         self,
@@ -402,7 +440,7 @@ impl Bound {
         info!(listener = &*name, "Listening on {address} ({transport})");
         match self.socket {
             BoundSocket::Udp(socket) => udp::serve(socket, listener, shutdown).await,
-            BoundSocket::Tcp(socket) => stream::serve(socket, listener, shutdown).await,
+            BoundSocket::Tcp(socket) => accept::serve(socket, listener, shutdown).await,
         }
         .with_context(|| format!("the listener {name} on {address} has ended"))
     }

@@ -1,25 +1,19 @@
-//! TCP connections become frames. A full queue makes them wait; a limit of time and memory stands before everything a peer may do.
+//! TCP connections, plain or under TLS, become frames. A full queue makes them wait; a limit of time and memory stands before everything a peer may do.
 
 use std::io;
 use std::io::Read;
+use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use std::time::Instant;
 
-use anyhow::anyhow;
-use socket2::SockRef;
-use socket2::TcpKeepalive;
-use tokio::net::TcpListener;
+use rustls::ServerConnection;
 use tokio::net::TcpStream;
-use tokio::task::JoinError;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
-use tracing::warn;
 
+use super::accept::DRAIN_TIME;
 use super::framing::Decoder;
 use super::framing::Event;
 use super::intake::Closed;
@@ -29,138 +23,103 @@ use super::intake::Room;
 use super::listener::Listener;
 use super::listener::SAMPLE_PERIOD;
 use super::listener::SettingsCache;
-use super::pace::Throttle;
+use super::tls;
+use crate::frame::Peer;
 use crate::metrics::Rejected;
-
-/// A dead peer is noticed after two minutes and a half: a silent FortiGate is no sign of one.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(90))
-    .with_interval(Duration::from_secs(15))
-    .with_retries(4);
 
 /// So many reads are taken from one connection before the others get a turn.
 const READS_PER_TURN: usize = 16;
 
-/// The pause behind an error of accept (no descriptor, no memory), so that it does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// So often errors of accept are told of.
-const SAY_PERIOD: Duration = Duration::from_secs(60);
-
-/// For so long, and so much, a connection is read once the relay is to end.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// So much a connection is read once the relay is to end.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
 
-pub(super) async fn serve(
-    socket: std::net::TcpListener,
-    listener: Listener,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let socket = TcpListener::from_std(socket)?;
-    let mut connections = Connections {
-        listener: Arc::new(listener),
-        shutdown,
-        running: JoinSet::new(),
-    };
-    let said_error = Throttle::new(SAY_PERIOD);
-    loop {
-        tokio::select! {
-            biased;
-            () = connections.shutdown.cancelled() => break,
-            Some(ended) = connections.running.join_next() => outcome(ended)?,
-            accepted = socket.accept() => match accepted {
-                Ok((stream, from)) => connections.admit(stream, from.ip().to_canonical()),
-                Err(e) if is_the_connections_own(&e) => debug!(error = %e, "A connection ended before it was accepted"),
-                Err(error) => {
-                    if said_error.hit(Instant::now()).is_some() {
-                        warn!(listener = &*connections.listener.name, %error, "Connections can't be accepted at present; trying again");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                }
+/// A connection's socket, and the TLS that is spoken over it.
+pub(super) struct Wire {
+    socket: TcpStream,
+    // Boxed, so that ten thousand plain connections don't pay for it.
+    session: Option<Box<ServerConnection>>,
+}
+
+impl Wire {
+    pub(super) fn plain(socket: TcpStream) -> Self {
+        Self {
+            socket,
+            session: None,
+        }
+    }
+
+    pub(super) fn tls(socket: TcpStream, session: ServerConnection) -> Self {
+        Self {
+            socket,
+            session: Some(Box::new(session)),
+        }
+    }
+
+    /// Appends what is there in clear; `WouldBlock`: nothing is. 0: the peer has ended the stream.
+    fn read(&mut self, clear: &mut Vec<u8>) -> io::Result<usize> {
+        match &mut self.session {
+            None => self.socket.try_read_buf(clear),
+            Some(session) => tls::read(session, &mut Heard(&self.socket), clear),
+        }
+    }
+
+    /// The same of what the kernel holds: tokio answers from what it last heard of readiness.
+    fn read_from_kernel(&mut self, clear: &mut Vec<u8>) -> io::Result<usize> {
+        let socket = &mut Kernel(&self.socket);
+        match &mut self.session {
+            None => {
+                let held = clear.len();
+                clear.resize(clear.capacity(), 0);
+                let read = socket.read(&mut clear[held..]);
+                clear.truncate(held + *read.as_ref().unwrap_or(&0));
+                read
             }
-        }
-    }
-    connections.admit_waiting(socket.into_std()?);
-    while let Some(ended) = connections.running.join_next().await {
-        outcome(ended)?;
-    }
-    Ok(())
-}
-
-/// What accept(2) reports of the connection, not of the listener.
-fn is_the_connections_own(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
-}
-
-fn outcome(ended: Result<Result<(), Closed>, JoinError>) -> anyhow::Result<()> {
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(Closed)) => Err(anyhow!("nobody takes the frames of this listener")),
-        Err(error) => Err(anyhow!(error).context("a connection's task failed")),
-    }
-}
-
-struct Connections {
-    listener: Arc<Listener>,
-    shutdown: CancellationToken,
-    running: JoinSet<Result<(), Closed>>,
-}
-
-impl Connections {
-    /// Takes a connection in, or turns it away.
-    fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
-        let settings = self.listener.settings.load();
-        if !settings.allows(peer) {
-            self.listener.reject(Rejected::Peer, peer);
-            return;
-        }
-        if self.running.len() >= settings.max_connections() {
-            // `backlog`, because it is load that is refused, as with a datagram, and nothing about the peer.
-            self.listener.reject(Rejected::Backlog, peer);
-            return;
-        }
-        if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE) {
-            debug!(%peer, %error, "Keep-alive can't be switched on");
-        }
-        let connection = Connection {
-            peer,
-            decoder: Decoder::new(settings.max_frame_bytes()),
-            gate: self.listener.gate(),
-            settings: self.listener.settings_cache(),
-            listener: self.listener.clone(),
-            next_sample: Instant::now(),
-            progress: Instant::now(),
-            patience: Patience {
-                shutdown: self.shutdown.clone(),
-                end: None,
-            },
-        };
-        self.running.spawn(connection.run(stream));
-    }
-
-    /// Takes in what the kernel has accepted already: its sender believes it delivered.
-    fn admit_waiting(&mut self, socket: std::net::TcpListener) {
-        for _ in 0..super::ACCEPT_BACKLOG {
-            let Ok((stream, from)) = socket.accept() else {
-                return;
-            };
-            let stream = stream
-                .set_nonblocking(true)
-                .and_then(|()| TcpStream::from_std(stream));
-            if let Ok(stream) = stream {
-                self.admit(stream, from.ip().to_canonical());
-            }
+            Some(session) => tls::read(session, socket, clear),
         }
     }
 }
 
-struct Connection {
+/// Reads and writes what is possible at once, as far as tokio knows.
+struct Heard<'a>(&'a TcpStream);
+
+impl Read for Heard<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(bytes)
+    }
+}
+
+impl Write for Heard<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads and writes what is possible at once, as the kernel knows.
+struct Kernel<'a>(&'a TcpStream);
+
+impl Read for Kernel<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(self.0, bytes)?)
+    }
+}
+
+impl Write for Kernel<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) struct Connection {
     peer: IpAddr,
+    from: Peer,
     decoder: Decoder,
     gate: GateCache,
     settings: SettingsCache,
@@ -179,24 +138,37 @@ enum Next {
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream) -> Result<(), Closed> {
+    /// A connection from `peer`, of whom `from` says all that is known.
+    pub(super) fn new(
+        listener: Arc<Listener>,
+        from: Peer,
+        peer: IpAddr,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let settings = listener.settings.load();
+        Self {
+            peer,
+            from,
+            decoder: Decoder::new(settings.max_frame_bytes()),
+            gate: listener.gate(),
+            settings: listener.settings_cache(),
+            listener,
+            next_sample: Instant::now(),
+            progress: Instant::now(),
+            patience: Patience {
+                shutdown,
+                end: None,
+            },
+        }
+    }
+
+    /// Turns what comes in into frames until the peer, or the relay, ends it.
+    pub(super) async fn run(mut self, mut wire: Wire) -> Result<(), Closed> {
         let shutdown = self.patience.shutdown.clone();
         loop {
-            let idle = self.progress + self.settings.load().idle_timeout();
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return self.drain(stream).await,
-                ready = stream.readable() => if ready.is_err() {
-                    self.broken();
-                    return Ok(());
-                },
-                () = sleep_until(idle.into()) => {
-                    debug!(listener = &*self.listener.name, peer = %self.peer, "Closing a connection that said nothing for `idle_timeout`");
-                    return self.end().await;
-                }
-            }
+            // At the beginning too: with the end of a handshake the first messages may have come.
             for _ in 0..READS_PER_TURN {
-                match stream.try_read_buf(self.decoder.space()) {
+                match wire.read(self.decoder.space()) {
                     Ok(0) => return self.end().await,
                     Ok(_) => {
                         if self.take().await? == Next::Close {
@@ -212,6 +184,19 @@ impl Connection {
                 }
             }
             self.decoder.rest();
+            let idle = self.progress + self.settings.load().idle_timeout();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return self.drain(wire).await,
+                ready = wire.socket.readable() => if ready.is_err() {
+                    self.broken();
+                    return Ok(());
+                },
+                () = sleep_until(idle.into()) => {
+                    debug!(listener = &*self.listener.name, peer = %self.peer, "Closing a connection that said nothing for `idle_timeout`");
+                    return self.end().await;
+                }
+            }
         }
     }
 
@@ -219,6 +204,7 @@ impl Connection {
     async fn take(&mut self) -> Result<Next, Closed> {
         let Self {
             peer,
+            from,
             decoder,
             gate,
             settings,
@@ -266,7 +252,7 @@ impl Connection {
                                     continue;
                                 }
                             }
-                            listener.put(message, peer, room)?;
+                            listener.put(message, from, room)?;
                         }
                         None if wanted => listener.reject(listener.intake.full(), peer),
                         None => sample = false,
@@ -309,20 +295,11 @@ impl Connection {
     }
 
     /// Reads what the peer has sent so far. It believes that this was delivered.
-    async fn drain(mut self, stream: TcpStream) -> Result<(), Closed> {
-        // As a plain socket, because tokio answers from what it last heard of readiness.
-        let Ok(mut stream) = stream.into_std() else {
-            return Ok(());
-        };
+    async fn drain(mut self, mut wire: Wire) -> Result<(), Closed> {
         let end = self.patience.end();
         let mut drained = 0;
         while drained < DRAIN_BYTES && Instant::now() < end {
-            let space = self.decoder.space();
-            let held = space.len();
-            space.resize(space.capacity(), 0);
-            let read = stream.read(&mut space[held..]);
-            space.truncate(held + *read.as_ref().unwrap_or(&0));
-            match read {
+            match wire.read_from_kernel(self.decoder.space()) {
                 Ok(0) => return self.end().await,
                 Ok(n) => {
                     drained += n;

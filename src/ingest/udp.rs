@@ -21,6 +21,7 @@ use super::intake::GateCache;
 use super::listener::Listener;
 use super::listener::SettingsCache;
 use super::pace::Throttle;
+use crate::frame::Peer;
 use crate::metrics::Rejected;
 
 /// No datagram is longer, so none is cut.
@@ -159,7 +160,7 @@ impl Receiver {
             return Ok(());
         }
         match listener.intake.room_now(message.len())? {
-            Some(room) => listener.put(message, peer, room),
+            Some(room) => listener.put(message, &Peer::at(peer), room),
             None => {
                 if wanted {
                     listener.reject(listener.intake.full(), peer);

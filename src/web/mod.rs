@@ -359,6 +359,13 @@ async fn page(view: &View) -> anyhow::Result<String> {
         .take(MAX_ROWS)
         .map(|(id, heard)| context! { id, name => heard.name, ago => ago(heard.at, now), skew => heard.skew.map(|s| s.as_secs()) })
         .collect();
+    let mut strangers = view.seen.strangers();
+    strangers.sort_by_key(|(_, stranger)| std::cmp::Reverse(stranger.at));
+    let strangers: Vec<_> = strangers
+        .into_iter()
+        .take(MAX_ROWS)
+        .map(|(id, stranger)| context! { id, why => stranger.why, count => stranger.count, ago => ago(stranger.at, now) })
+        .collect();
     let channels: Vec<_> = view
         .dispatcher
         .board()
@@ -371,7 +378,7 @@ async fn page(view: &View) -> anyhow::Result<String> {
     let page = view.pages.get_template("status.html")?.render(context! {
         version => env!("CARGO_PKG_VERSION"), now => now.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
         reasons => view.readiness.reasons(), oldest => depth.oldest.map(|t| ago(t, now)),
-        attention, newest, states, listeners, devices, more_devices, channels, most => MAX_ROWS,
+        attention, newest, states, listeners, devices, more_devices, strangers, channels, most => MAX_ROWS,
     })?;
     Ok(page)
 }

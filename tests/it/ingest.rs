@@ -583,7 +583,7 @@ async fn shutdown_takes_what_the_kernel_already_holds() {
                     socket.send_to(line.as_bytes(), to).await.unwrap();
                 }
             }
-            Config::Tcp(_) => {
+            _ => {
                 for lines in lines.chunks(100) {
                     let mut stream = TcpStream::connect(to).await.unwrap();
                     stream.write_all(lines.concat().as_bytes()).await.unwrap();
@@ -653,7 +653,7 @@ async fn a_listener_whose_consumer_is_gone_says_so() {
         let socket = sender().await;
         let mut stream = match config {
             Config::Udp(_) => None,
-            Config::Tcp(_) => Some(TcpStream::connect(address).await.unwrap()),
+            _ => Some(TcpStream::connect(address).await.unwrap()),
         };
         match &mut stream {
             None => drop(socket.send_to(b"<1>a", address).await.unwrap()),
@@ -798,7 +798,7 @@ async fn a_simulation_keeps_its_pace_and_says_what_is_wrong() {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let tcp: Tcp = toml::from_str("address = \"0.0.0.0:514\"").unwrap();
-    let tcp = Config::Tcp(tcp);
+    let mut tcp = Config::Tcp(tcp);
     assert_eq!(tcp.name(), "tcp-514");
     for (peer, allowed) in [
         ("127.9.9.9", true),
@@ -826,7 +826,7 @@ fn defaults_are_those_of_the_contract() {
 #[test]
 fn wrong_settings_are_all_named_with_their_place() {
     let text = "name = \"\"\naddress = \"[::]:514\"\nallow = []\ndevices = []\nmax_frame_bytes = 10\nmax_connections = 0\nidle_timeout = \"10ms\"\n";
-    let config = Config::Tcp(toml::from_str(text).unwrap());
+    let mut config = Config::Tcp(toml::from_str(text).unwrap());
     let mut check = Check::new("/", None, false);
     config.build(&mut check);
     let places: Vec<_> = check
@@ -837,7 +837,7 @@ fn wrong_settings_are_all_named_with_their_place() {
     assert_eq!(places, ["\"\"", "[]", "[]", "10", "0", "\"10ms\""]);
 
     let text = "address = \"[::]:514\"\nallow = [\"0.0.0.0/0\"]\nmax_frame_bytes = 2048\n";
-    let config = Config::Tcp(toml::from_str(text).unwrap());
+    let mut config = Config::Tcp(toml::from_str(text).unwrap());
     let mut check = Check::new("/", None, false);
     config.build(&mut check);
     assert_eq!(check.findings().len(), 2);

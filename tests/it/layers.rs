@@ -37,7 +37,7 @@ const TABLE: &[(&str, May)] = &[
     // From bytes to an activation.
     (
         "ingest",
-        Import(&["frame", "glob", "metrics", "secret", "settings"]),
+        Import(&["frame", "glob", "metrics", "secret", "settings", "tls"]),
     ),
     (
         "devices",
@@ -105,7 +105,7 @@ const TABLE: &[(&str, May)] = &[
     ),
     // How it is watched and asked.
     ("readiness", Import(&[])),
-    ("seen", Import(&["activation", "metrics"])),
+    ("seen", Import(&["activation", "frame", "metrics"])),
     ("control", Import(&["outbox"])),
     (
         "web",

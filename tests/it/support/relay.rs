@@ -182,7 +182,8 @@ impl Relay {
         self.log.lock().unwrap().clone()
     }
 
-    fn listening(&self, transport: &str) -> SocketAddr {
+    /// Where the listener of this transport is bound.
+    pub fn listening(&self, transport: &str) -> SocketAddr {
         until("the listener", || {
             let log = self.logged();
             let is_it =
