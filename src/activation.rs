@@ -136,6 +136,30 @@ pub struct Activation {
     pub token: Option<String>,
     /// Mail addresses that stand in the message. Hints for the `log` directory and for `mismatch`, never recipients.
     pub addresses: Vec<String>,
+    /// Where it was learnt, and how far that alone is believed.
+    pub origin: Origin,
+}
+
+/// Where an event was learnt, and how far that alone is believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The line, or what took its place, in one sentence without a code: format, peer, listener.
+    pub line: String,
+    /// Whose word it rests on.
+    pub standing: Standing,
+}
+
+/// On whose word an event rests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// The log says so, and that is enough.
+    #[default]
+    Logged,
+    /// `confirm = true`: the log says so, and that counts for nothing before the device has confirmed it.
+    Provisional,
+    /// The device itself has said so.
+    Confirmed,
 }
 
 /// A code is 10 bytes in base32.

@@ -25,9 +25,11 @@ use crate::devices::Devices;
 use crate::directory;
 use crate::directory::Directories;
 use crate::dispatch;
+use crate::fortios::Fleet;
 use crate::ingest;
 use crate::limits;
 use crate::outbox;
+use crate::pending;
 use crate::pipeline::Admission;
 use crate::pipeline::Pipeline;
 use crate::recipients;
@@ -63,6 +65,8 @@ pub struct Config {
     pub pipeline: Pipeline,
     /// Everything behind the outbox.
     pub dispatch: dispatch::Settings,
+    /// The devices whose REST API may be asked.
+    pub fleet: Arc<Fleet>,
     /// The message ids of all rules.
     pub wanted_ids: BTreeSet<u32>,
     /// The channels by name, also those whose secrets can't be read here.
@@ -252,6 +256,7 @@ struct File {
     listen: Vec<Spanned<ingest::Config>>,
     recipients: Option<recipients::Config>,
     limits: limits::Config,
+    reminder: pending::Config,
     directory: Vec<Spanned<directory::Config>>,
     device: Vec<Spanned<devices::Config>>,
     channel: BTreeMap<String, Spanned<(channel::Common, channel::Config)>>,
@@ -271,6 +276,7 @@ const SECTIONS: &[&str] = &[
     "listen",
     "recipients",
     "limits",
+    "reminder",
     "directory",
     "device",
     "channel",
@@ -302,6 +308,7 @@ impl File {
             listen: Vec::new(),
             recipients: None,
             limits: limits::Config::default(),
+            reminder: pending::Config::default(),
             directory: Vec::new(),
             device: Vec::new(),
             channel: BTreeMap::new(),
@@ -329,6 +336,9 @@ impl File {
         file.recipients = take("recipients").and_then(|v| reader.section(v, "recipients"));
         file.limits = take("limits")
             .and_then(|v| reader.section(v, "limits"))
+            .unwrap_or_default();
+        file.reminder = take("reminder")
+            .and_then(|v| reader.section(v, "reminder"))
             .unwrap_or_default();
         file.directory = reader.list(take("directory"), "directory", Reader::directory);
         file.device = reader.list(take("device"), "device", Reader::read);
@@ -697,7 +707,21 @@ impl File {
         let mut listen = self.listen;
         let admissions = listeners(&mut listen, check);
         let listeners = unplaced(listen);
-        let devices = Devices::build(unplaced(self.device), self.validity.0, check);
+        if !listeners.iter().any(ingest::Config::verifies_clients) {
+            let certified = self
+                .device
+                .iter()
+                .filter_map(|d| d.get_ref().certified_peers());
+            for peers in certified {
+                check.warning(
+                    peers,
+                    "`peers` names a certificate, but no listener asks for one; write `client_ca` in a [[listen]] with transport = \"tls\"",
+                );
+            }
+        }
+        let devices = unplaced(self.device);
+        let fleet = Fleet::build(&devices, self.validity.0, check);
+        let devices = Devices::build(devices, self.validity.0, check);
         let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);
         let channels = channels(self.channel, &state_dir, check);
@@ -707,26 +731,31 @@ impl File {
             .and_then(|r| Routes::build(routes, &facts, r, check));
         let directories = recipients
             .clone()
-            .and_then(|r| Directories::build(self.directory, r, check));
+            .and_then(|r| Directories::build(self.directory, r, fleet.as_ref(), check));
         let templates = self.templates.build(check);
+        let has_api = fleet.as_ref().is_some_and(|fleet| fleet.has_any());
+        let reminder = self.reminder.build(has_api, check);
         let outbox = self.outbox.build(check)?;
         if check.has_problems() {
             return None;
         }
-        let (recipients, rules) = (recipients?, rules?);
+        let (recipients, rules, fleet) = (recipients?, rules?, fleet?);
         let mismatch = recipients.mismatch;
         Some(Config {
             state_dir,
             http: self.http,
             listeners,
+            fleet: Arc::clone(&fleet),
             wanted_ids: rules.ids().collect(),
             pipeline: Pipeline::new(rules, devices?, recipients, admissions),
             dispatch: dispatch::Settings {
                 directories: directories?,
+                fleet,
                 routes: routes?,
                 channels,
                 templates: templates?,
                 limits: self.limits,
+                reminder,
                 mismatch,
                 retention: outbox.retention,
             },

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::activation::Device;
 use crate::outbox::Command;
 use crate::outbox::Depth;
 use crate::outbox::Filter;
@@ -55,6 +56,15 @@ pub enum Request {
     Stats,
     /// `replay`: log lines, base64.
     Replay(Vec<String>),
+    /// `resend`
+    Resend {
+        /// Whose code.
+        user: String,
+        /// Only on this device.
+        device: Option<String>,
+        /// Only in this VDOM.
+        vdom: Option<String>,
+    },
 }
 
 /// What the relay answers.
@@ -71,6 +81,8 @@ pub enum Answer {
     Stats(Stats),
     /// What became of the lines.
     Replayed(Replayed),
+    /// A code that goes out again.
+    Resent(Resent),
     /// Why not.
     Error(String),
 }
@@ -91,6 +103,21 @@ impl From<Depth> for Stats {
             oldest: depth.oldest,
         }
     }
+}
+
+/// A code that goes out again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Resent {
+    /// Its id in the queue.
+    pub id: String,
+    /// Who holds the token, as the device spells it.
+    pub user: String,
+    /// Where.
+    pub device: Device,
+    /// The token's serial number.
+    pub token: String,
+    /// Until when the code is good.
+    pub expires_at: jiff::Timestamp,
 }
 
 /// What became of replayed lines.

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,6 +17,8 @@ use crate::activation::Device;
 use crate::frame::Peer;
 use crate::settings::Check;
 use crate::settings::Period;
+use crate::settings::SecretSource;
+use crate::settings::Span;
 
 /// `[[device]]`
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +32,34 @@ pub struct Config {
     pub peers: Option<Spanned<Vec<String>>>,
     /// How long its codes live; default the `validity` of the whole configuration.
     pub validity: Option<Spanned<Period>>,
+    /// The address of its REST API, such as `https://10.20.0.1`. Without it the keys below have no use.
+    pub api: Option<Spanned<String>>,
+    /// The key of a REST API administrator.
+    pub token: Option<SecretSource>,
+    /// The authorities that may sign the API's certificate; default those of the system.
+    pub ca_file: Option<Spanned<PathBuf>>,
+    /// The one certificate that is believed, in place of any authority: `sha256:` and its digest in hexadecimal.
+    pub fingerprint: Option<Spanned<String>>,
+    /// Nothing is sent before the API confirms token, user and code.
+    pub confirm: Option<Spanned<bool>>,
+    /// How often the device's own event log is read for what syslog lost; zero: never.
+    pub catch_up: Option<Spanned<Period>>,
+    /// The VDOMs whose logs are read; default those that were heard of, and `root`.
+    pub vdoms: Option<Spanned<Vec<String>>>,
+}
+
+impl Config {
+    /// Where `peers` stands, if it names a certificate.
+    pub fn certified_peers(&self) -> Option<Span> {
+        let peers = self.peers.as_ref()?;
+        let mut speakers = peers
+            .get_ref()
+            .iter()
+            .filter_map(|peer| Speaker::parse(peer));
+        speakers
+            .any(|speaker| matches!(speaker, Speaker::Certificate(_)))
+            .then(|| peers.span())
+    }
 }
 
 /// `id`: one, or a list.
@@ -106,6 +137,7 @@ struct Known {
     name: Option<String>,
     speakers: Option<Vec<Speaker>>,
     validity: Duration,
+    confirm: bool,
 }
 
 /// All configured devices, and what holds for any other.
@@ -148,6 +180,11 @@ impl Recognised<'_> {
             Some(speakers) => speakers.iter().any(|speaker| speaker.is(peer)),
             None => true,
         }
+    }
+
+    /// `confirm = true`: what it logs counts for nothing before the device itself has confirmed it.
+    pub fn must_be_confirmed(&self) -> bool {
+        self.known.is_some_and(|known| known.confirm)
     }
 
     /// Whether it has `peers` at all.
@@ -244,6 +281,7 @@ impl Devices {
             name: config.name,
             speakers,
             validity: validity.unwrap_or(self.default_validity),
+            confirm: config.confirm.is_some_and(Spanned::into_inner),
         });
         is_good
     }

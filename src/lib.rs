@@ -13,7 +13,7 @@
 //!
 //! # Two things are leased from the outbox
 //!
-//! A *case* is an accepted activation about which something must be decided: find the person, start the fallback,
+//! A *case* is an accepted activation about which something must be decided: ask the device, find the person, start the fallback,
 //! warn, expire. All of that is one pure function too, [`dispatch::case::decide`], and what it decides is carried out
 //! in one transaction. A *delivery* is one message on its way by one channel; [`dispatch::worker`] sends it. Every end
 //! of a try makes the case due again, so that a crash between the two loses nothing.
@@ -22,12 +22,13 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | [`secret`], [`settings`], [`tls`], [`glob`], [`metrics`] | used everywhere, import nothing of ours but each other |
+//! | [`secret`], [`settings`], [`tls`], [`glob`], [`domain`], [`metrics`] | used everywhere, import nothing of ours but each other |
 //! | [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
-//! | [`message`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
-//! | [`readiness`], [`seen`], [`web`], [`control`] | how it is watched and asked |
+//! | [`message`], [`fortios`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
+//! | [`catch_up`] | what syslog lost, from the devices' own logs |
+//! | [`readiness`], [`seen`], [`pending`], [`web`], [`control`] | how it is watched and asked |
 //! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
 //! Who may import whom is a test: `tests/it/layers.rs`. No module imports [`config`]; each owns its own `Config` with a
@@ -35,6 +36,7 @@
 //! the folder's `mod.rs`.
 #![warn(missing_docs)]
 
+pub mod domain;
 pub mod glob;
 pub mod metrics;
 pub mod secret;
@@ -57,12 +59,15 @@ pub mod backoff;
 pub mod channel;
 pub mod directory;
 pub mod dispatch;
+pub mod fortios;
 pub mod limits;
 pub mod message;
 pub mod routing;
 pub mod template;
 
+pub mod catch_up;
 pub mod control;
+pub mod pending;
 pub mod readiness;
 pub mod seen;
 pub mod web;

@@ -33,10 +33,19 @@ pub struct Notification {
     pub html: String,
     /// A few short plain-text paragraphs for a chat.
     pub chat: Vec<String>,
+    /// One or two segments of an SMS: who, the code, until when.
+    pub short: String,
     /// The JSON body of a webhook.
     pub event: serde_json::Value,
     /// The language the texts are in, for `Content-Language`.
     pub language: String,
     /// Nothing may be sent from here on.
     pub expires_at: Timestamp,
+}
+
+impl Notification {
+    /// The code, where the notification shows it.
+    pub fn code(&self) -> Option<&str> {
+        self.event["data"]["code"].as_str()
+    }
 }

@@ -113,6 +113,8 @@ table! {
     outbox_oldest: Seconds = Seconds::default(), "outbox_oldest_seconds", "Age of the oldest row that is not final";
     device_last_seen: Family<Device, Seconds> = Family::default(), "device_last_seen_timestamp_seconds", "When a record of the device was last read";
     device_clock_skew: Family<Device, Seconds> = Family::default(), "device_clock_skew_seconds", "By how much the device's clock is ahead";
+    device_caught_up: Family<Device, Seconds> = Family::default(), "device_caught_up_timestamp_seconds", "When the device's own log was last read whole";
+    caught_up: Family<Device, Counter> = Family::default(), "caught_up", "Token events that the device's own log brought and syslog had not";
     channel_last_success: Family<Channel, Seconds> = Family::default(), "channel_last_success_timestamp_seconds", "When the channel's next hop last took something";
     channel_suspended: Family<Channel, Gauge> = Family::default(), "channel_suspended", "1 while the channel waits for an operator";
     config_reload_success: Gauge = Gauge::default(), "config_reload_success", "0 after a reload that was refused";

@@ -12,11 +12,14 @@ use crate::activation::Activation;
 use crate::activation::ActivationCode;
 use crate::activation::Device;
 use crate::activation::Found;
+use crate::activation::Origin;
 use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::devices::Claim;
 use crate::devices::Devices;
 use crate::devices::Recognised;
 use crate::frame::Frame;
+use crate::frame::Peer;
 use crate::glob::Glob;
 use crate::recipients::Recipients;
 use crate::rules::Rules;
@@ -32,6 +35,10 @@ const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(5);
 const MAX_ZONE: SignedDuration = SignedDuration::from_hours(14);
 /// FortiOS limits `user` to 256 characters.
 const MAX_USER_CHARS: usize = 256;
+/// So many names of a certificate are shown.
+const MAX_NAMES_SHOWN: usize = 3;
+/// The longest name of a certificate that is shown.
+const MAX_NAME_CHARS: usize = 100;
 /// The longest event description that is kept.
 const MAX_DESCRIPTION_CHARS: usize = 128;
 
@@ -106,6 +113,16 @@ impl Pipeline {
         Gate::new(self.rules.ids())
     }
 
+    /// A configured device by its id, as people know it.
+    pub fn device(&self, id: &str, vdom: &str) -> Device {
+        let claim = Claim {
+            devid: Some(id),
+            vdom: Some(vdom),
+            ..Claim::default()
+        };
+        self.devices.recognise(claim, &Peer::unknown()).device
+    }
+
     /// Reads a frame. `now` is the frame's `received_at`.
     pub fn process(&self, frame: &Frame) -> Reading {
         let mut reading = Reading {
@@ -151,6 +168,11 @@ impl Pipeline {
         reading.notes = unchecked;
         if let Some(reason) = &reading.stranger {
             return Verdict::Rejected(reason.clone());
+        }
+        if record.is_torn() {
+            return Verdict::Rejected(
+                "a quote in the message has no partner; this may be the rest of another message that a line feed has cut in two".to_owned(),
+            );
         }
         if record.is_doubtful() {
             reading.notes.push(
@@ -259,12 +281,9 @@ impl Pipeline {
                     "`peers` of the device {id} was not checked, for the peer is not known"
                 ));
             } else if !recognised.may_be_spoken_for_by(&frame.peer) {
-                let peer = frame
-                    .peer
-                    .address
-                    .map_or_else(|| "this peer".to_owned(), |address| address.to_string());
                 return Err(format!(
-                    "{peer} may not speak for the device {id}; it is not in its `peers`"
+                    "{} may not speak for the device {id}; it is not in its `peers`",
+                    who(&frame.peer)
                 ));
             }
         }
@@ -286,6 +305,10 @@ impl Pipeline {
             .time_key()
             .unwrap_or_else(|| frame.received_at.as_second().to_string());
         let (event_time, skew) = event_time(record, frame.received_at, &mut reading.notes);
+        let standing = match recognised.must_be_confirmed() && event.stage == Stage::CodeSent {
+            true => Standing::Provisional,
+            false => Standing::Logged,
+        };
         let Recognised {
             device, validity, ..
         } = recognised;
@@ -310,7 +333,25 @@ impl Pipeline {
             code: event.code,
             token: token(record, &msg),
             addresses: activation::find_addresses(&msg),
+            origin: Origin {
+                line: line(frame, record.format()),
+                standing,
+            },
         }
+    }
+}
+
+/// A peer by its address, and by its certificate where it has one.
+fn who(peer: &Peer) -> String {
+    let address = peer
+        .address
+        .map_or_else(|| "this peer".to_owned(), |address| address.to_string());
+    let names = peer.certificate_names.iter().take(MAX_NAMES_SHOWN);
+    let names: Vec<_> = names.map(|n| one_line(n, MAX_NAME_CHARS)).collect();
+    if names.is_empty() {
+        address
+    } else {
+        format!("{address} with the certificate of {}", names.join(", "))
     }
 }
 
@@ -374,6 +415,19 @@ fn in_words(span: SignedDuration) -> String {
 
 fn later(time: Timestamp, by: Duration) -> Timestamp {
     time.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// Which line it was, for the trace: enough to find it in another log, and nothing that stands in it.
+fn line(frame: &Frame, format: &str) -> String {
+    let from = frame
+        .peer
+        .address
+        .map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
+    let by = match &frame.listener {
+        Some(name) => format!(" on the listener {name}"),
+        None => String::new(),
+    };
+    format!("{format}, {} bytes, from {from}{by}", frame.bytes.len())
 }
 
 /// The token's serial number: the field `serialno`, else by its shape from the message.

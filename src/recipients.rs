@@ -7,6 +7,7 @@ use serde::Deserializer;
 use serde::de;
 use toml::Spanned;
 
+use crate::domain;
 use crate::settings::Check;
 
 /// `[recipients]`
@@ -72,7 +73,7 @@ impl<'de> Deserialize<'de> for StripDomain {
             ) -> Result<StripDomain, A::Error> {
                 let mut domains = Vec::new();
                 while let Some(domain) = list.next_element::<String>()? {
-                    domains.push(domain.to_lowercase());
+                    domains.push(domain::normal(&domain));
                 }
                 Ok(StripDomain::Only(domains))
             }
@@ -89,7 +90,7 @@ impl Config {
             .domains
             .into_inner()
             .iter()
-            .map(|d| d.trim_end_matches('.').to_lowercase())
+            .map(|d| domain::normal(d))
             .collect();
         if domains.is_empty() {
             check.problem(span.clone(), "`domains` is empty, so no code could go to anybody; write the domains of your mail addresses");
@@ -139,7 +140,7 @@ impl Recipients {
             && match &self.strip_domain {
                 StripDomain::Any => true,
                 StripDomain::None => false,
-                StripDomain::Only(list) => list.iter().any(|d| d == domain),
+                StripDomain::Only(list) => list.contains(&domain::normal(domain)),
             }
         {
             return name.to_owned();
@@ -147,9 +148,9 @@ impl Recipients {
         if let Some((name, domain)) = user.rsplit_once('@')
             && !name.is_empty()
             && match &self.strip_domain {
-                StripDomain::Any => self.domains.iter().any(|d| d == domain),
+                StripDomain::Any => self.domains.contains(&domain::normal(domain)),
                 StripDomain::None => false,
-                StripDomain::Only(list) => list.iter().any(|d| d == domain),
+                StripDomain::Only(list) => list.contains(&domain::normal(domain)),
             }
         {
             return name.to_owned();
@@ -163,12 +164,21 @@ impl Recipients {
     }
 }
 
-/// Whether an address is in one of these domains (exactly; a subdomain is another domain).
+/// Whether an address is in one of these domains, which are in their normal form (exactly; a subdomain is another domain).
 pub fn within(address: &str, domains: &[String]) -> bool {
     address.rsplit_once('@').is_some_and(|(local, domain)| {
-        let domain = domain.trim_end_matches('.').to_lowercase();
-        !local.is_empty() && domains.contains(&domain)
+        !local.is_empty() && domains.contains(&domain::normal(domain))
     })
+}
+
+/// Whether two addresses are one, as far as case and the spelling of the domain go.
+pub fn same_address(one: &str, other: &str) -> bool {
+    match (one.rsplit_once('@'), other.rsplit_once('@')) {
+        (Some((a, at)), Some((b, there))) => {
+            a.eq_ignore_ascii_case(b) && domain::normal(at) == domain::normal(there)
+        }
+        _ => one.eq_ignore_ascii_case(other),
+    }
 }
 
 #[cfg(test)]
@@ -207,6 +217,30 @@ mod tests {
                 "{user} with {strip:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_international_domain_is_one_in_both_spellings() {
+        for written in ["Bücher.example", "xn--bcher-kva.example"] {
+            let config: Config = toml::from_str(&format!("domains = [\"{written}\"]")).unwrap();
+            let mut check = Check::new("/", None, true);
+            let recipients = config.build(&mut check).unwrap();
+            assert!(!check.has_problems(), "{:?}", check.findings());
+            for domain in ["bücher.example", "BÜCHER.example.", "xn--bcher-kva.EXAMPLE"] {
+                assert!(recipients.allows(&format!("alice@{domain}")), "{domain}");
+                assert_eq!(recipients.normalise(&format!("Alice@{domain}")), "alice");
+            }
+            assert!(!recipients.allows("alice@bucher.example"));
+        }
+        assert!(same_address(
+            "Alice@bücher.example",
+            "alice@xn--bcher-kva.example"
+        ));
+        assert!(!same_address(
+            "alice@bücher.example",
+            "bob@xn--bcher-kva.example"
+        ));
+        assert!(!same_address("alice", "alice@example.com"));
     }
 
     #[test]

@@ -24,7 +24,11 @@ use tracing::info;
 use tracing::warn;
 
 use crate::activation::Activation;
+use crate::activation::Device;
 use crate::activation::Stage;
+use crate::catch_up;
+use crate::catch_up::CatchUp;
+use crate::catch_up::Taker;
 use crate::config;
 use crate::config::Config;
 use crate::control::Answer;
@@ -32,8 +36,10 @@ use crate::control::Door;
 use crate::control::Operator;
 use crate::control::Replayed;
 use crate::control::Request;
+use crate::control::Resent;
 use crate::dispatch;
 use crate::dispatch::Dispatcher;
+use crate::fortios::FortiGate;
 use crate::frame::Frame;
 use crate::frame::Peer;
 use crate::ingest;
@@ -49,6 +55,8 @@ use crate::outbox::Escalate;
 use crate::outbox::Outbox;
 use crate::outbox::OutboxError;
 use crate::outbox::Stored;
+use crate::pending;
+use crate::pending::Pending;
 use crate::pipeline::Pipeline;
 use crate::pipeline::Verdict;
 use crate::readiness::Readiness;
@@ -75,6 +83,8 @@ pub struct Relay {
     bound: Vec<(ingest::Bound, Listening)>,
     dispatcher: Arc<Dispatcher>,
     settings: watch::Sender<Arc<dispatch::Settings>>,
+    plan: watch::Sender<Arc<catch_up::Plan>>,
+    pending: Arc<Pending>,
     web: Option<web::Server>,
     view: Arc<web::View>,
     door: Door,
@@ -94,6 +104,8 @@ struct Reader {
     seen: Arc<Seen>,
     readiness: Arc<Readiness>,
     dispatcher: Arc<Dispatcher>,
+    catch_up: Arc<CatchUp>,
+    settings: watch::Receiver<Arc<dispatch::Settings>>,
 }
 
 impl Relay {
@@ -111,6 +123,7 @@ impl Relay {
             .context("the socket for `ftm-relay queue` can't be bound")?;
         let readiness = Arc::new(Readiness::default());
         let seen = Arc::new(Seen::default());
+        let pending = Arc::new(Pending::default());
         let dispatcher = Dispatcher::new(Arc::clone(&outbox), metrics.clone());
         let (intake, frames) = Intake::new();
         let gate = config.pipeline.gate();
@@ -140,6 +153,7 @@ impl Relay {
             Arc::clone(&dispatcher),
             Arc::clone(&readiness),
             Arc::clone(&seen),
+            Arc::clone(&pending),
         ));
         let web = match &config.http {
             Some(http) => Some(web::Server::bind(http).await?),
@@ -153,15 +167,22 @@ impl Relay {
             bound.push(one);
         }
         let pipeline = ArcSwap::from_pointee(config.pipeline);
+        let catch_up = CatchUp::open(&config.state_dir, metrics.clone());
+        let plan = watch::Sender::new(Arc::new(catch_up::Plan {
+            fleet: config.fleet,
+            ids: config.wanted_ids,
+        }));
+        let settings = watch::Sender::new(Arc::new(config.dispatch));
         let reader = Arc::new(Reader {
+            settings: settings.subscribe(),
             pipeline,
             outbox,
             metrics,
             seen,
             readiness,
             dispatcher: Arc::clone(&dispatcher),
+            catch_up,
         });
-        let settings = watch::Sender::new(Arc::new(config.dispatch));
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
         Ok(Self {
             path,
@@ -175,6 +196,8 @@ impl Relay {
             bound,
             dispatcher,
             settings,
+            plan,
+            pending,
             web,
             view,
             door,
@@ -219,6 +242,22 @@ impl Relay {
                 &self.reader.metrics,
             );
         }
+        let taker: Arc<dyn Taker> = Arc::clone(&self.reader) as _;
+        let no_more = CancellationToken::new();
+        let watch = Arc::clone(&self.pending).run(
+            self.settings.subscribe(),
+            Arc::clone(&self.reader) as _,
+            no_more.clone(),
+        );
+        ways_in.spawn(async move {
+            watch.await;
+            Ok(())
+        });
+        ways_in.spawn(Arc::clone(&self.reader.catch_up).run(
+            self.plan.subscribe(),
+            taker,
+            no_more.clone(),
+        ));
         self.view.set_listeners(
             self.listeners
                 .values()
@@ -237,7 +276,7 @@ impl Relay {
                 Some(()) = reload.recv() => {
                     let reloaded = reloading(
                         &self.path, (&self.state_dir, &self.outbox_settings, &self.http), &mut self.listeners,
-                        &mut ways_in, &self.intake, &self.reader, &self.settings,
+                        &mut ways_in, &self.intake, &self.reader, (&self.settings, &self.plan),
                     );
                     match reloaded {
                         Ok(()) => {
@@ -278,6 +317,7 @@ impl Relay {
         let intake = self.intake;
         let drained = timeout(DRAIN, async {
             // In the order of the data flow: each stage ends because its input closed.
+            no_more.cancel();
             for listening in self.listeners.values() {
                 listening.stop.cancel();
             }
@@ -366,7 +406,10 @@ fn reloading(
     ways_in: &mut JoinSet<anyhow::Result<()>>,
     intake: &Intake,
     reader: &Reader,
-    settings: &watch::Sender<Arc<dispatch::Settings>>,
+    (settings, plan): (
+        &watch::Sender<Arc<dispatch::Settings>>,
+        &watch::Sender<Arc<catch_up::Plan>>,
+    ),
 ) -> anyhow::Result<()> {
     let loaded = config::load(path, config::Use::Service);
     for placed in &loaded.report.0 {
@@ -407,6 +450,10 @@ fn reloading(
     reader.pipeline.store(Arc::new(config.pipeline));
     intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
     settings.send_replace(Arc::new(config.dispatch));
+    plan.send_replace(Arc::new(catch_up::Plan {
+        fleet: config.fleet,
+        ids: config.wanted_ids,
+    }));
     Ok(())
 }
 
@@ -473,6 +520,7 @@ impl Reader {
                 for note in &reading.notes {
                     warn!(listener, device = %activation.device.name, "{note}");
                 }
+                self.catch_up.heard(&activation.device);
                 Ok(*activation)
             }
             Verdict::Rejected(reason) => {
@@ -494,30 +542,41 @@ impl Reader {
         }
     }
 
-    /// Commits however long it takes; meanwhile the listeners feel it. `waiting` hear of each activation, in order.
+    /// Commits and counts. `waiting` hear of each activation, in order.
     async fn commit(
         &self,
         wanted: Vec<Activation>,
         mut waiting: Vec<Reply>,
         away: &std::sync::atomic::AtomicBool,
     ) -> anyhow::Result<Vec<Stored>> {
+        let stored = self.keep(&wanted, &mut waiting, away).await?;
+        for (activation, stored) in wanted.iter().zip(&stored) {
+            self.count(activation, stored);
+        }
+        for (reply, stored) in waiting.into_iter().zip(&stored) {
+            reply.send(match stored {
+                Stored::New { .. } => Outcome::Kept,
+                Stored::Duplicate => Outcome::Known,
+            });
+        }
+        Ok(stored)
+    }
+
+    /// Commits however long it takes; meanwhile the listeners feel it.
+    async fn keep(
+        &self,
+        wanted: &[Activation],
+        waiting: &mut Vec<Reply>,
+        away: &std::sync::atomic::AtomicBool,
+    ) -> anyhow::Result<Vec<Stored>> {
         use std::sync::atomic::Ordering::Relaxed;
         loop {
-            match self.outbox.put(wanted.clone()).await {
+            match self.outbox.put(wanted.to_vec()).await {
                 Ok(stored) => {
                     if away.swap(false, Relaxed) {
                         info!("The outbox commits again");
                     }
                     self.readiness.ready("outbox");
-                    for (activation, stored) in wanted.iter().zip(&stored) {
-                        self.count(activation, stored);
-                    }
-                    for (reply, stored) in waiting.into_iter().zip(&stored) {
-                        reply.send(match stored {
-                            Stored::New { .. } => Outcome::Kept,
-                            Stored::Duplicate => Outcome::Known,
-                        });
-                    }
                     return Ok(stored);
                 }
                 Err(e @ OutboxError::Damaged(_)) => {
@@ -605,6 +664,115 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// The current code of a user goes out again; or why not.
+    async fn resend(
+        &self,
+        user: &str,
+        device: Option<&str>,
+        vdom: Option<&str>,
+    ) -> Result<Answer, String> {
+        let settings = Arc::clone(&self.settings.borrow());
+        let wanted = pending::Wanted { user, device, vdom };
+        let again = pending::resend(&wanted, &settings, self).await?;
+        let stored = self
+            .commit(
+                vec![again.clone()],
+                Vec::new(),
+                &std::sync::atomic::AtomicBool::new(false),
+            )
+            .await
+            .map_err(|e| format!("{e:#}"))?;
+        match stored.first() {
+            Some(Stored::New {
+                id, late: false, ..
+            }) => Ok(Answer::Resent(Resent {
+                id: id.clone(),
+                user: again.user,
+                device: again.device,
+                token: again.token.unwrap_or_default(),
+                expires_at: again.expires_at,
+            })),
+            _ => Err(format!(
+                "a newer code of {user} is on its way already; see `ftm-relay queue list --user {user}`"
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl pending::Relay for Reader {
+    async fn take(&self, activations: Vec<Activation>) -> anyhow::Result<()> {
+        let stored = self
+            .keep(
+                &activations,
+                &mut Vec::new(),
+                &std::sync::atomic::AtomicBool::new(false),
+            )
+            .await?;
+        // What was taken in an earlier round is the rule here, and no news.
+        for (activation, stored) in activations.iter().zip(&stored) {
+            if let Stored::New { .. } = stored {
+                self.count(activation, stored);
+            }
+        }
+        Ok(())
+    }
+
+    fn device(&self, id: &str, vdom: &str) -> Device {
+        let device = self.pipeline.load().device(id, vdom);
+        // Without a `name` people know it as its log calls it.
+        match self.seen.name(id) {
+            Some(name) if device.name == id => Device { name, ..device },
+            _ => device,
+        }
+    }
+
+    fn vdoms(&self, gate: &FortiGate) -> Vec<String> {
+        self.catch_up.vdoms(gate)
+    }
+}
+
+#[async_trait]
+impl Taker for Reader {
+    async fn take(&self, frames: Vec<Frame>) -> anyhow::Result<u64> {
+        let pipeline = self.pipeline.load_full();
+        let mut wanted = Vec::new();
+        for frame in &frames {
+            match pipeline.process(frame).verdict {
+                Verdict::Wanted(activation) => {
+                    self.catch_up.heard(&activation.device);
+                    wanted.push(*activation);
+                }
+                Verdict::Rejected(reason) => {
+                    self.metrics.activation("rejected");
+                    warn!("Rejected a record from a device's own log: {reason}");
+                }
+                Verdict::Ignored(_) => {}
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(0);
+        }
+        let stored = self
+            .keep(
+                &wanted,
+                &mut Vec::new(),
+                &std::sync::atomic::AtomicBool::new(false),
+            )
+            .await?;
+        // What syslog had brought is the rule here, and no news.
+        let mut new = 0;
+        for (activation, stored) in wanted.iter().zip(&stored) {
+            if let Stored::New { .. } = stored {
+                self.count(activation, stored);
+                new += 1;
+            }
+        }
+        Ok(new)
+    }
+}
+
 /// Reads one replayed line; what is wanted is counted once the outbox has said whether it knew it.
 pub fn replayed(pipeline: &Pipeline, frame: &Frame, wanted: &mut Vec<Activation>) -> Replayed {
     let mut one = Replayed {
@@ -662,6 +830,12 @@ impl Operator for Reader {
                 .depth(now)
                 .await
                 .map(|depth| Answer::Stats(depth.into())),
+            Request::Resend { user, device, vdom } => {
+                return self
+                    .resend(&user, device.as_deref(), vdom.as_deref())
+                    .await
+                    .unwrap_or_else(Answer::Error);
+            }
             Request::Replay(lines) => {
                 return self
                     .replay(&lines)

@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use crate::activation::Activation;
 use crate::activation::Stage;
+use crate::domain;
 use crate::glob::Glob;
 use crate::recipients::Recipients;
 use crate::settings::Check;
@@ -71,7 +72,7 @@ pub struct ChannelFacts {
 pub struct Route {
     /// Its place among the routes, from 1, for traces.
     pub number: usize,
-    /// Narrows `recipients.domains`; in lower case.
+    /// Narrows `recipients.domains`; each in its normal form.
     pub domains: Option<Vec<String>>,
     /// All of these channels.
     pub to: Vec<String>,
@@ -372,7 +373,7 @@ fn check_domains(
     let domains: Vec<String> = domains
         .into_inner()
         .iter()
-        .map(|d| d.trim_end_matches('.').to_lowercase())
+        .map(|d| domain::normal(d))
         .collect();
     let mut good = true;
     if domains.is_empty() {

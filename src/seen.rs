@@ -131,6 +131,12 @@ impl Seen {
             .collect()
     }
 
+    /// What a device calls itself.
+    pub fn name(&self, id: &str) -> Option<String> {
+        let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.get(id).map(|heard| heard.name.clone())
+    }
+
     /// All devices, by id.
     pub fn all(&self) -> Vec<(String, Heard)> {
         self.devices
@@ -139,5 +145,52 @@ impl Seen {
             .iter()
             .map(|(id, heard)| (id.clone(), heard.clone()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(id: &str) -> Device {
+        Device {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            vdom: "root".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_news_at_first_and_after_a_while() {
+        let seen = Seen::default();
+        let (here, there) = (
+            Peer::at([192, 0, 2, 1].into()),
+            Peer::at([192, 0, 2, 2].into()),
+        );
+        let speaks = |peer, after: SignedDuration| {
+            seen.stranger(&device("FGT1"), peer, "why", Timestamp::UNIX_EPOCH + after)
+        };
+        assert!(speaks(&here, SignedDuration::ZERO));
+        assert!(!speaks(&here, NEWS_PERIOD / 2));
+        assert!(speaks(&there, NEWS_PERIOD / 2));
+        assert!(speaks(&here, NEWS_PERIOD));
+        let counts: Vec<_> = seen.strangers().iter().map(|(_, s)| s.count).collect();
+        assert_eq!(counts, [3, 1]);
+    }
+
+    #[test]
+    fn the_number_of_strangers_is_bounded_and_the_newest_stay() {
+        let seen = Seen::default();
+        for n in 0..2 * MAX_STRANGERS as i64 {
+            let at = Timestamp::from_second(n).unwrap();
+            seen.stranger(&device(&format!("FGT{n}")), &Peer::unknown(), "why", at);
+        }
+        let strangers = seen.strangers();
+        assert_eq!(strangers.len(), MAX_STRANGERS);
+        assert!(
+            strangers
+                .iter()
+                .all(|(_, s)| s.at.as_second() >= MAX_STRANGERS as i64)
+        );
     }
 }

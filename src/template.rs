@@ -43,6 +43,10 @@ const MAX_TEMPLATE_BYTES: u64 = 64 * 1024;
 const MAX_VALUE_CHARS: usize = 200;
 /// The longest subject.
 const MAX_SUBJECT_CHARS: usize = 150;
+/// The longest name in a short text, which has room for two segments of an SMS.
+const MAX_SHORT_VALUE_CHARS: usize = 24;
+/// The longest short text, whatever a template of the operator says.
+const MAX_SHORT_CHARS: usize = 306;
 /// The most paragraphs a chat gets.
 const MAX_PARAGRAPHS: usize = 20;
 /// The longest paragraph a chat gets; Slack takes 3000.
@@ -62,10 +66,12 @@ macro_rules! language {
             concat!("activation.", $tag, ".txt"),
             concat!("activation.", $tag, ".html"),
             concat!("activation.", $tag, ".chat"),
+            concat!("activation.", $tag, ".sms"),
             concat!("notice.", $tag, ".subject"),
             concat!("notice.", $tag, ".txt"),
             concat!("escalation.", $tag, ".subject"),
             concat!("escalation.", $tag, ".txt"),
+            concat!("headline.", $tag, ".txt"),
             concat!("date.", $tag, ".txt"),
             concat!("left.", $tag, ".txt"),
         ]
@@ -74,24 +80,43 @@ macro_rules! language {
 
 /// The built-in files: the shared ones, then each language. To add a language, write its files and name it here.
 const BUILTIN: &[&[(&str, &str)]] = &[
-    files!["layout.html", "paragraphs.html"],
+    files!["layout.html", "activation.html", "paragraphs.html"],
     language!("en"),
+    language!("ar"),
     language!("de"),
+    language!("es"),
+    language!("fr"),
+    language!("it"),
+    language!("ja"),
+    language!("nl"),
+    language!("pl"),
+    language!("pt"),
 ];
 
 /// Kind and part of the files that every language has.
-const PER_LANGUAGE: [(&str, &str); 10] = [
+const PER_LANGUAGE: [(&str, &str); 12] = [
     ("activation", "subject"),
     ("activation", "txt"),
     ("activation", "html"),
     ("activation", "chat"),
+    ("activation", "sms"),
     ("notice", "subject"),
     ("notice", "txt"),
     ("escalation", "subject"),
     ("escalation", "txt"),
+    ("headline", "txt"),
     ("date", "txt"),
     ("left", "txt"),
 ];
+
+/// Stands behind each dot of a value that a mail program might turn into a link. No value brings it in: [`one_line`]
+/// takes it out.
+const NO_LINK: char = '\u{2060}';
+/// What [`NO_LINK`] becomes in HTML: nothing that is copied along, and no host name in one piece.
+const NO_LINK_DOT: &str = "<span>.</span>";
+
+/// What programs turn into a link even without slashes.
+const LINK_SCHEMES: [&str; 5] = ["data:", "javascript:", "mailto:", "sms:", "tel:"];
 
 /// The primary subtags of languages written from right to left.
 const RIGHT_TO_LEFT: [&str; 6] = ["ar", "dv", "fa", "he", "ur", "yi"];
@@ -160,6 +185,7 @@ struct Texts {
     text: String,
     html: String,
     chat: Vec<String>,
+    short: String,
 }
 
 impl Config {
@@ -185,20 +211,21 @@ impl Config {
             languages: Vec::new(),
             contact: self.contact,
         };
+        templates.inherit();
         for (language, missing) in templates.found_languages() {
-            match missing.as_slice() {
-                [] => templates.languages.push(language),
-                [some, ..] => {
-                    good = false;
-                    check.problem(
-                        span.clone(),
-                        format!(
-                            "the language {language} lacks {some} ({} of {} files are missing)",
-                            missing.len(),
-                            PER_LANGUAGE.len()
-                        ),
-                    );
-                }
+            if missing.is_empty() {
+                templates.languages.push(language);
+            } else {
+                good = false;
+                check.problem(
+                    span.clone(),
+                    format!(
+                        "the language {language} lacks {} of {} files: {}",
+                        missing.len(),
+                        PER_LANGUAGE.len(),
+                        missing.join(", ")
+                    ),
+                );
             }
         }
         for wrong in templates.try_all() {
@@ -247,9 +274,13 @@ fn read_dir(
             continue;
         }
         if !is_template(&name) {
+            let meant = match meant(&name) {
+                Some(meant) => format!("name it {meant}"),
+                None => "templates have names such as activation.en.txt".to_owned(),
+            };
             check.warning(
                 span.clone(),
-                format!("{} is no template and is not used; templates have names such as activation.en.txt", path.display()),
+                format!("{} is no template and is not used; {meant}", path.display()),
             );
             continue;
         }
@@ -293,12 +324,41 @@ fn is_template(name: &str) -> bool {
 fn split_name(name: &str) -> Option<(&str, &str, &str)> {
     let (kind, rest) = name.split_once('.')?;
     let (language, part) = rest.rsplit_once('.')?;
-    let known = PER_LANGUAGE.contains(&(kind, part))
-        && !language.is_empty()
-        && language
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let known = PER_LANGUAGE.contains(&(kind, part)) && canonical(language)? == language;
     known.then_some((kind, language, part))
+}
+
+/// The template that a misspelt name stands for: `Activation.DE_ch.txt`, `activation.de-CH.txt.j2`.
+fn meant(name: &str) -> Option<String> {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    let name = name.strip_suffix(".j2").unwrap_or(&name);
+    if BUILTIN[0].iter().any(|(shared, _)| *shared == name) {
+        return Some(name.to_owned());
+    }
+    let (kind, rest) = name.split_once('.')?;
+    let (language, part) = rest.rsplit_once('.')?;
+    let known = PER_LANGUAGE.contains(&(kind, part));
+    known.then_some(file(kind, &canonical(language)?, part))
+}
+
+/// A language tag in the usual spelling: `pt-BR`, `zh-Hant`.
+fn canonical(tag: &str) -> Option<String> {
+    let good = |part: &str| {
+        (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    if !tag.split('-').all(good) {
+        return None;
+    }
+    let parts: Vec<String> = tag
+        .split('-')
+        .enumerate()
+        .map(|(i, part)| match (i, part.len()) {
+            (1.., 2) => part.to_ascii_uppercase(),
+            (1.., 4) => part[..1].to_ascii_uppercase() + &part[1..].to_ascii_lowercase(),
+            _ => part.to_ascii_lowercase(),
+        })
+        .collect();
+    Some(parts.join("-"))
 }
 
 fn describe(error: &minijinja::Error) -> String {
@@ -418,7 +478,7 @@ impl Templates {
         style: &Style<'_>,
         language: &str,
     ) -> Result<Texts, RenderError> {
-        let show = |text: &str| clean(text, facts.code);
+        let show = |text: &str| shown(text, facts.code, language);
         let when = |at: Timestamp| self.date(at, style.time_zone, language);
         let common = context! {
             lang => language,
@@ -441,15 +501,23 @@ impl Templates {
                 // The subject's context has no code, so that no template can put it there.
                 let subject = self.subject("activation", language, &common)?;
                 let full = context! { code => code, subject => &subject, ..common };
-                let render = |part| self.render(&file("activation", language, part), &full);
+                let brief = context! {
+                    user => clean(facts.user, facts.code, MAX_SHORT_VALUE_CHARS),
+                    device => clean(host_part(&facts.device.name), facts.code, MAX_SHORT_VALUE_CHARS),
+                    expires => brief_date(facts.expires_at, style.time_zone),
+                    ..full.clone()
+                };
+                let render =
+                    |part, values| self.render(&file("activation", language, part), values);
                 Ok(Texts {
-                    text: tidy(&render("txt")?),
-                    html: render("html")?,
-                    chat: paragraphs(&render("chat")?),
+                    text: tidy(&plain(&render("txt", &full)?)),
+                    html: without_links(&render("html", &full)?),
+                    chat: paragraphs(&plain(&render("chat", &full)?)),
+                    short: cut(render("sms", &brief)?.trim().to_owned(), MAX_SHORT_CHARS),
                     subject,
                 })
             }
-            _ => self.plain("notice", language, common),
+            _ => self.of_paragraphs("notice", language, common),
         }
     }
 
@@ -459,33 +527,54 @@ impl Templates {
         style: &Style<'_>,
         language: &str,
     ) -> Result<Texts, RenderError> {
-        let show = |text: &str| clean(&without_codes(text), None);
-        let text = show(&escalation.text);
+        let show = |text: &str| shown(&without_codes(text), None, language);
+        // A channel's own troubles carry its name: `suspended:mail`.
+        let (reason, channel) = escalation
+            .reason
+            .split_once(':')
+            .unwrap_or((&escalation.reason, ""));
+        let text = self.render(
+            &file("headline", language, "txt"),
+            &context! {
+                reason => reason,
+                channel => show(channel),
+                text => clean(&without_codes(&escalation.text), None, MAX_VALUE_CHARS),
+            },
+        )?;
+        let text = text.trim();
         let common = context! {
             lang => language,
             dir => direction(language),
-            headline => text.trim_end_matches('.'),
-            text => &text,
-            reason => show(&escalation.reason),
+            headline => text.trim_end_matches(['.', '。']),
+            text => text,
+            reason => reason,
+            channel => show(channel),
             count => escalation.count,
             subjects => escalation.newest.iter().map(|s| show(s)).collect::<Vec<_>>(),
             since => self.date(escalation.since, style.time_zone, language)?,
             contact => self.contact.as_deref().map(|contact| bounded(contact, MAX_VALUE_CHARS)),
         };
-        self.plain("escalation", language, common)
+        self.of_paragraphs("escalation", language, common)
     }
 
     /// A kind whose HTML and chat are made of its text's paragraphs.
-    fn plain(&self, kind: &str, language: &str, common: Value) -> Result<Texts, RenderError> {
+    fn of_paragraphs(
+        &self,
+        kind: &str,
+        language: &str,
+        common: Value,
+    ) -> Result<Texts, RenderError> {
         let subject = self.subject(kind, language, &common)?;
-        let text = tidy(&self.render(&file(kind, language, "txt"), &common)?);
-        let chat = paragraphs(&text);
-        let page = context! { subject => &subject, paragraphs => &chat, ..common };
+        let text = self.render(&file(kind, language, "txt"), &common)?;
+        let page = context! { subject => &subject, paragraphs => paragraphs(&text), ..common };
+        let html = without_links(&self.render("paragraphs.html", &page)?);
+        let text = tidy(&plain(&text));
         Ok(Texts {
-            html: self.render("paragraphs.html", &page)?,
+            short: subject.clone(),
             subject,
+            chat: paragraphs(&text),
             text,
-            chat,
+            html,
         })
     }
 
@@ -496,13 +585,6 @@ impl Templates {
 
     fn date(&self, at: Timestamp, zone: &TimeZone, language: &str) -> Result<String, RenderError> {
         let local = at.to_zoned_datetime(zone.clone());
-        let info = zone.to_offset_info(at);
-        let abbreviation = info.abbreviation();
-        let named = abbreviation.bytes().all(|b| b.is_ascii_alphabetic());
-        let zone = match named {
-            true => abbreviation.to_owned(),
-            false => format!("UTC{}", local.strftime("%:z")),
-        };
         let text = self.render(
             &file("date", language, "txt"),
             &context! {
@@ -512,7 +594,7 @@ impl Templates {
                 weekday => local.weekday().to_monday_one_offset(),
                 hour => format!("{:02}", local.hour()),
                 minute => format!("{:02}", local.minute()),
-                zone => zone,
+                zone => zone_name(at, zone),
             },
         )?;
         Ok(bounded(&text, MAX_VALUE_CHARS))
@@ -543,7 +625,7 @@ impl Templates {
             })
     }
 
-    /// The recipient's language, else the route's, else English: the tag itself, else its beginning.
+    /// The recipient's language, else the route's, else English: the tag itself, else its beginning, else a relative.
     fn language(&self, recipient: Option<&Recipient>, style: &Style<'_>) -> &str {
         [
             recipient.and_then(|r| r.language.as_deref()),
@@ -553,16 +635,51 @@ impl Templates {
         .flatten()
         // Directories also hold lists in the manner of Accept-Language: `de-CH, en;q=0.5`.
         .flat_map(|wish| wish.split(','))
-        .find_map(|wish| {
-            let mut tag = wish.split(';').next()?.trim().replace('_', "-");
-            loop {
-                if let Some(found) = self.languages.iter().find(|l| l.eq_ignore_ascii_case(&tag)) {
-                    return Some(found.as_str());
-                }
-                tag.truncate(tag.rfind('-')?);
-            }
-        })
+        .find_map(|wish| self.nearest(wish))
         .unwrap_or(DEFAULT_LANGUAGE)
+    }
+
+    /// `de` for `de_CH.UTF-8`, and for `pt-PT` and `pt` a `pt-BR` where there is no `pt`.
+    fn nearest(&self, wish: &str) -> Option<&str> {
+        // What follows is a weight, or a locale's encoding or variant.
+        let tag = wish.split([';', '.', '@']).next()?.trim();
+        let mut tag = tag.replace('_', "-");
+        loop {
+            let same = |l: &&String| l.eq_ignore_ascii_case(&tag);
+            if let Some(found) = self.languages.iter().find(same) {
+                return Some(found);
+            }
+            match tag.rfind('-') {
+                Some(end) => tag.truncate(end),
+                None => break,
+            }
+        }
+        let relative = |l: &&String| primary(l).eq_ignore_ascii_case(&tag);
+        self.languages.iter().find(relative).map(String::as_str)
+    }
+
+    /// Gives `de-CH` the files of `de` that it hasn't itself.
+    fn inherit(&mut self) {
+        let mut files = Vec::new();
+        for (language, missing) in self.found_languages() {
+            let bases = language.match_indices('-').rev();
+            let bases: Vec<&str> = bases.map(|(end, _)| &language[..end]).collect();
+            for name in missing {
+                let Some((kind, _, part)) = split_name(&name) else {
+                    continue;
+                };
+                let base = bases.iter().find_map(|base| {
+                    let base = self.texts.get_template(&file(kind, base, part)).ok()?;
+                    Some(base.source().to_owned())
+                });
+                files.extend(base.map(|source| (name.clone(), source)));
+            }
+        }
+        for (name, source) in files {
+            self.texts
+                .add_template_owned(name, source)
+                .expect("it has been added under another name");
+        }
     }
 
     /// Every language that has at least one file, with the files it lacks.
@@ -590,9 +707,9 @@ impl Templates {
     fn try_all(&self) -> Vec<RenderError> {
         let mut wrong = Vec::new();
         for language in &self.languages {
-            for facts in difficult() {
+            for facts in &difficult() {
                 for reveal in [true, false] {
-                    self.try_facts(&facts, reveal, language, &mut wrong);
+                    self.try_facts(facts, reveal, language, &mut wrong);
                 }
             }
             for count in [1, 1_000] {
@@ -600,7 +717,7 @@ impl Templates {
                     reason: "no-code".to_owned(),
                     text: format!("{MARKUP} no code was found."),
                     count,
-                    newest: vec![DIFFICULT_USER.repeat(20); count.min(10) as usize],
+                    newest: vec![DIFFICULT[0].repeat(20); count.min(10) as usize],
                     since: Timestamp::UNIX_EPOCH,
                 };
                 let style = trial_style(false);
@@ -614,8 +731,9 @@ impl Templates {
                     wrong.push(e);
                 }
             }
-            for day in 0..366 {
-                let at = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * day);
+            // Every day of a month, every day of the week, every month.
+            for days in (0..31).chain((31..366).step_by(28)) {
+                let at = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * days);
                 if let Err(e) = self.date(at, &TimeZone::UTC, language) {
                     wrong.push(e);
                 }
@@ -658,6 +776,7 @@ impl Texts {
             text: self.text,
             html: self.html,
             chat: self.chat,
+            short: self.short,
             event,
             language: language.to_owned(),
             expires_at,
@@ -701,13 +820,26 @@ impl Texts {
             if !self.chat.iter().any(|p| p.contains(code)) {
                 say("chat", missing);
             }
+            if !self.short.contains(code) {
+                say("sms", missing);
+            }
+            if self.short.chars().count() > MAX_SHORT_CHARS {
+                let most = format!("it is longer than {MAX_SHORT_CHARS} characters");
+                say("sms", &most);
+            }
         }
     }
 }
 
 /// Stands in the difficult data, and must never come out of HTML like this.
 const MARKUP: &str = "<b>\"x\"&'y'</b>";
-const DIFFICULT_USER: &str = "<b>\"x\"&'y'</b> محمد 🦀 {{ code }}";
+/// What a log may say, and a template must get along with.
+const DIFFICULT: [&str; 4] = [
+    "<b>\"x\"&'y'</b> محمد 🦀 {{ code }}",
+    "x\r\nBcc: eve@example.com\u{202e}\u{7}\0",
+    "https://evil.example/<!channel>*_`[a](b)",
+    "",
+];
 
 fn trial_style(reveal: bool) -> Style<'static> {
     static UTC: TimeZone = TimeZone::UTC;
@@ -722,53 +854,39 @@ fn trial_style(reveal: bool) -> Style<'static> {
 
 /// Everything a template may meet: long and short, with and without what may be missing, every stage.
 fn difficult() -> Vec<Facts<'static>> {
-    static LONG: std::sync::LazyLock<(String, Device, Device)> = std::sync::LazyLock::new(|| {
-        let long = DIFFICULT_USER.repeat(40);
-        let device = Device {
-            id: long.clone(),
-            name: long.clone(),
-            vdom: long.clone(),
-        };
-        let empty = Device {
-            id: String::new(),
-            name: String::new(),
-            vdom: String::new(),
-        };
-        (long, device, empty)
+    static VALUES: std::sync::LazyLock<[(String, Device); 4]> = std::sync::LazyLock::new(|| {
+        DIFFICULT.map(|text| {
+            let long = text.repeat(40);
+            let device = Device {
+                id: long.clone(),
+                name: long.clone(),
+                vdom: long.clone(),
+            };
+            (long, device)
+        })
     });
-    let (long, device, empty) = &*LONG;
-    let mut all = Vec::new();
-    for stage in [
-        Stage::CodeSent,
-        Stage::Requested,
-        Stage::Activated,
-        Stage::Failed,
-    ] {
-        for test in [false, true] {
-            all.push(Facts {
-                user: long,
-                name: Some(long),
-                device,
-                stage,
-                code: Some(TEST_CODE),
-                token: Some(long),
-                event_time: Timestamp::UNIX_EPOCH,
-                expires_at: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(72),
-                test,
-            });
-            all.push(Facts {
-                user: "",
-                name: None,
-                device: empty,
-                stage,
-                code: Some(TEST_CODE),
-                token: None,
-                event_time: Timestamp::UNIX_EPOCH,
-                expires_at: Timestamp::UNIX_EPOCH,
-                test,
-            });
+    let of = |(text, device): &'static (String, Device), stage, test| {
+        let given = (!text.is_empty()).then_some(text.as_str());
+        Facts {
+            user: text,
+            name: given,
+            device,
+            stage,
+            code: Some(TEST_CODE),
+            token: given,
+            event_time: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(72),
+            test,
         }
+    };
+    let mut all: Vec<_> = VALUES
+        .iter()
+        .map(|values| of(values, Stage::CodeSent, false))
+        .collect();
+    for stage in [Stage::Requested, Stage::Activated, Stage::Failed] {
+        all.push(of(&VALUES[0], stage, false));
     }
+    all.push(of(&VALUES[0], Stage::CodeSent, true));
     all
 }
 
@@ -821,12 +939,45 @@ fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The name of the zone at that time, or its distance from UTC.
+fn zone_name(at: Timestamp, zone: &TimeZone) -> String {
+    let info = zone.to_offset_info(at);
+    let name = info.abbreviation();
+    match name.bytes().all(|b| b.is_ascii_alphabetic()) {
+        true => name.to_owned(),
+        false => format!("UTC{}", at.to_zoned_datetime(zone.clone()).strftime("%:z")),
+    }
+}
+
+/// A time that is short and means the same in every language.
+fn brief_date(at: Timestamp, zone: &TimeZone) -> String {
+    let local = at.to_zoned_datetime(zone.clone());
+    format!(
+        "{} {}",
+        local.strftime("%Y-%m-%d %H:%M"),
+        zone_name(at, zone)
+    )
+}
+
+/// `fw1` of `fw1.example.com`: short, and nothing that a phone turns into a link. An address stays whole.
+fn host_part(name: &str) -> &str {
+    match name.parse::<std::net::IpAddr>() {
+        Ok(_) => name,
+        Err(_) => name.split('.').next().unwrap_or(name),
+    }
+}
+
 fn file(kind: &str, language: &str, part: &str) -> String {
     format!("{kind}.{language}.{part}")
 }
 
+/// `pt` of `pt-BR`.
+fn primary(language: &str) -> &str {
+    language.split('-').next().unwrap_or(language)
+}
+
 fn direction(language: &str) -> &'static str {
-    let primary = language.split('-').next().unwrap_or(language);
+    let primary = primary(language);
     match RIGHT_TO_LEFT
         .iter()
         .any(|l| l.eq_ignore_ascii_case(primary))
@@ -838,20 +989,50 @@ fn direction(language: &str) -> &'static str {
 
 /// Makes a value of a log or a directory fit to stand in a text: one line, no direction tricks, no code, nothing that a
 /// mail program turns into a link, not too long.
-fn clean(text: &str, code: Option<&str>) -> String {
+fn clean(text: &str, code: Option<&str>, max: usize) -> String {
     // The code first: a cut must not leave half of it.
     let mut text = one_line(text);
     if let Some(code) = code {
         text = replace_ignoring_case(&text, code);
     }
-    text = cut(text, MAX_VALUE_CHARS);
+    text = cut(text, max);
     if looks_like_a_link(&text) {
-        text = text.replace('.', ". ").replace('/', "/ ");
+        text = text
+            .replace('.', ". ")
+            .replace('/', "/ ")
+            .replace(':', ": ");
     }
-    match text.chars().any(is_right_to_left) {
-        true => format!("\u{2068}{text}\u{2069}"),
-        false => text,
+    text
+}
+
+/// A cleaned value for a text in this language: with its own direction where that is another one, and with [`NO_LINK`].
+fn shown(text: &str, code: Option<&str>, language: &str) -> String {
+    let text = clean(text, code, MAX_VALUE_CHARS);
+    let mut marked = String::with_capacity(text.len());
+    let mut before = None;
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        marked.push(c);
+        let inside = |c: &char| c.is_alphanumeric();
+        if c == '.' && before.as_ref().is_some_and(inside) && rest.peek().is_some_and(inside) {
+            marked.push(NO_LINK);
+        }
+        before = Some(c);
     }
+    match direction(language) == "rtl" || text.chars().any(is_right_to_left) {
+        true if !text.is_empty() => format!("\u{2068}{marked}\u{2069}"),
+        _ => marked,
+    }
+}
+
+/// A rendered text that is not HTML.
+fn plain(rendered: &str) -> String {
+    rendered.replace(NO_LINK, "")
+}
+
+/// A rendered HTML in which no mail program finds a host name that a log brought in. Whoever copies the name copies it as it is.
+fn without_links(rendered: &str) -> String {
+    plain(&rendered.replace(&format!(".{NO_LINK}"), NO_LINK_DOT))
 }
 
 /// One line of at most `max` characters, without control and direction characters.
@@ -899,13 +1080,16 @@ fn is_right_to_left(c: char) -> bool {
     matches!(c, '\u{0590}'..='\u{08ff}' | '\u{fb1d}'..='\u{fdff}' | '\u{fe70}'..='\u{fefc}')
 }
 
-/// `https://…`, `www.…` or `host.example/path`. A host or user name alone is none.
+/// `https://…`, `www.…`, `mailto:…` or `host.example/path`. A host or user name alone is none.
 fn looks_like_a_link(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
     text.contains("//")
-        || text.to_ascii_lowercase().contains("www.")
-        || text
-            .split_whitespace()
-            .any(|word| matches!((word.find('.'), word.rfind('/')), (Some(dot), Some(slash)) if dot < slash))
+        || text.contains("www.")
+        || text.split_whitespace().any(|word| {
+            let path = word.rfind(['/', '?', '#', ':']);
+            LINK_SCHEMES.iter().any(|scheme| word.contains(scheme))
+                || matches!((word.find('.'), path), (Some(dot), Some(path)) if dot < path)
+        })
 }
 
 /// A text without blanks at line ends, with at most one empty line in a row, and one line break at its end.
@@ -946,7 +1130,8 @@ mod tests {
 
     #[test]
     fn every_built_in_language_has_every_file() {
-        for (files, language) in BUILTIN[1..].iter().zip(["en", "de"]) {
+        for files in &BUILTIN[1..] {
+            let (_, language, _) = split_name(files[0].0).unwrap();
             let want: Vec<_> = PER_LANGUAGE
                 .iter()
                 .map(|(kind, part)| file(kind, language, part))
@@ -967,6 +1152,7 @@ mod tests {
 
     #[test]
     fn a_value_is_one_line_without_direction_tricks_links_or_the_code() {
+        let clean = |text: &str, code| clean(text, code, MAX_VALUE_CHARS);
         assert_eq!(
             clean("a\r\nBcc: b\u{2028}c\u{202e}d\0", None),
             "a Bcc: b cd"
@@ -985,13 +1171,23 @@ mod tests {
         );
         assert_eq!(
             clean("https://evil.example/x", None),
-            "https:/ / evil. example/ x"
+            "https: / / evil. example/ x"
         );
         assert_eq!(clean("WWW.evil.example", None), "WWW. evil. example");
         assert_eq!(clean("evil.example/x", None), "evil. example/ x");
         assert_eq!(clean("fw1.example.com", None), "fw1.example.com");
         assert_eq!(clean("EXAMPLE\\o'neil", None), "EXAMPLE\\o'neil");
-        assert_eq!(clean("محمد", None), "\u{2068}محمد\u{2069}");
+        assert_eq!(clean("evil.example:8443", None), "evil. example: 8443");
+        assert_eq!(clean("mailto:eve@evil", None), "mailto: eve@evil");
+        assert_eq!(shown("محمد", None, "en"), "\u{2068}محمد\u{2069}");
+        assert_eq!(shown("alice", None, "ar"), "\u{2068}alice\u{2069}");
+        assert_eq!(shown("alice", None, "en"), "alice");
+        let marked = shown("fw1.example.com. x", None, "en");
+        assert_eq!(plain(&marked), "fw1.example.com. x");
+        assert_eq!(
+            without_links(&marked),
+            "fw1<span>.</span>example<span>.</span>com. x"
+        );
         assert_eq!(
             clean(&"é".repeat(5_000), None).chars().count(),
             MAX_VALUE_CHARS + 1

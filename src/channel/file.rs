@@ -39,6 +39,9 @@ pub struct Config {
     pub from: Option<Spanned<String>>,
     /// A fixed recipient: a place that several people read.
     pub to: Option<Spanned<String>>,
+    /// Whether a code is also shown as an image.
+    #[serde(default)]
+    pub qr: bool,
 }
 
 /// A directory of mails.
@@ -90,6 +93,7 @@ impl Config {
         let sender = mail::Sender {
             from: from?,
             reply_to: None,
+            qr: self.qr,
         };
         good.then_some(File { dir, sender, to })
     }

@@ -4,11 +4,16 @@ use std::time::SystemTime;
 
 use lettre::Address;
 use lettre::Message;
+use lettre::message::Attachment;
 use lettre::message::Mailbox;
 use lettre::message::MultiPart;
+use lettre::message::SinglePart;
+use lettre::message::header::ContentType;
 use lettre::message::header::HeaderName;
 use lettre::message::header::HeaderValue;
 
+use crate::channel::qr;
+use crate::domain;
 use crate::message::Notification;
 use crate::message::Recipient;
 
@@ -19,6 +24,8 @@ pub struct Sender {
     pub from: Mailbox,
     /// Where an answer goes, if not to the author.
     pub reply_to: Option<Mailbox>,
+    /// Whether a code is also shown as an image.
+    pub qr: bool,
 }
 
 /// Longer names are cut: a header is no place for a novel.
@@ -30,15 +37,31 @@ const MAX_SUBJECT_CHARS: usize = 200;
 /// RFC 5321, 4.5.3.1.3: a path has at most 256 octets, two of them `<` and `>`.
 const MAX_ADDRESS_BYTES: usize = 254;
 
+/// An address as it goes on the wire: its domain in ASCII; before the @ may stand letters outside ASCII, which only some
+/// relays take. The error ends a sentence that begins with what was read.
+fn any_address(text: &str) -> Result<Address, &'static str> {
+    const NONE: &str = "is no mail address";
+    let parsed: Address = text.parse().map_err(|_| NONE)?;
+    let user = parsed.user();
+    if user.contains(|c: char| c.is_control() || c.is_whitespace() || is_mark(c)) {
+        return Err(NONE);
+    }
+    let domain = domain::normal(parsed.domain());
+    if !domain.is_ascii() || user.len() + 1 + domain.len() > MAX_ADDRESS_BYTES {
+        return Err(NONE);
+    }
+    Address::new(user, domain).map_err(|_| NONE)
+}
+
 /// An address that every relay understands. The error ends a sentence that begins with what was read.
 pub fn address(text: &str) -> Result<Address, &'static str> {
-    if !text.is_ascii() {
-        return Err("has characters outside ASCII, which an address can't have here yet");
+    let address = any_address(text)?;
+    if !address.user().is_ascii() {
+        return Err(
+            "has characters outside ASCII before the @, which few relays take from a sender",
+        );
     }
-    if text.len() > MAX_ADDRESS_BYTES || text.bytes().any(|b| b.is_ascii_control()) {
-        return Err("is no mail address");
-    }
-    text.parse().map_err(|_| "is no mail address")
+    Ok(address)
 }
 
 /// `Name <address>` or a bare address, as the configuration writes it. The error ends a sentence like that of [`address`].
@@ -54,7 +77,7 @@ pub fn mailbox(text: &str) -> Result<Mailbox, &'static str> {
 
 /// The mailbox of a person. The error is a whole sentence, without the address.
 pub fn person(recipient: &Recipient) -> Result<Mailbox, String> {
-    match address(&recipient.email) {
+    match any_address(&recipient.email) {
         Ok(address) => Ok(Mailbox::new(
             recipient.name.as_deref().and_then(name),
             address,
@@ -66,7 +89,8 @@ pub fn person(recipient: &Recipient) -> Result<Mailbox, String> {
     }
 }
 
-/// The whole message: CRLF lines of 7-bit text, none longer than 998 octets. The error is a whole sentence.
+/// The whole message: CRLF lines, none longer than 998 octets, of 7-bit text but for an address that has other letters
+/// (RFC 6532). The error is a whole sentence.
 pub fn build(
     sender: &Sender,
     to: &Mailbox,
@@ -78,7 +102,7 @@ pub fn build(
         .to(to.clone())
         .date(now)
         .message_id(Some(message_id(sender, note)))
-        .subject(one_line(&note.subject, MAX_SUBJECT_CHARS))
+        .subject(subject(note))
         .raw_header(raw("Auto-Submitted", "auto-generated"))
         // Exchange answers an Auto-Submitted mail with an out-of-office note all the same.
         .raw_header(raw("X-Auto-Response-Suppress", "All"));
@@ -89,16 +113,38 @@ pub fn build(
         message = message.raw_header(raw("Content-Language", &note.language));
     }
     let bytes = message
-        .multipart(MultiPart::alternative_plain_html(
-            lines(&note.text),
-            lines(&note.html),
-        ))
+        .multipart(bodies(sender, note))
         .map_err(|e| format!("the message can't be built: {e}"))?
         .formatted();
-    if !bytes.is_ascii() {
+    if !bytes.is_ascii() && to.email.user().is_ascii() {
         return Err("the message can't be built: it is not 7-bit text".to_owned());
     }
     Ok(bytes)
+}
+
+/// The text, and the HTML with its image where one is wanted: as an inline part, since programs block what lies elsewhere.
+fn bodies(sender: &Sender, note: &Notification) -> MultiPart {
+    let image = || {
+        let code = note.code().filter(|_| sender.qr)?;
+        Some((qr::place(&note.html)?, qr::png(code)?))
+    };
+    let Some((html, png)) = image() else {
+        return MultiPart::alternative_plain_html(lines(&note.text), lines(&note.html));
+    };
+    let kind = ContentType::parse("image/png").expect("a content type");
+    let (id, name) = (qr::CONTENT_ID.to_owned(), qr::FILE_NAME.to_owned());
+    MultiPart::alternative()
+        .singlepart(SinglePart::plain(lines(&note.text)))
+        .multipart(
+            MultiPart::related()
+                .singlepart(SinglePart::html(lines(&html)))
+                .singlepart(Attachment::new_inline_with_name(id, name).body(png, kind)),
+        )
+}
+
+/// The subject, on one line and not too long.
+pub fn subject(note: &Notification) -> String {
+    one_line(&note.subject, MAX_SUBJECT_CHARS)
 }
 
 /// The same over all tries, so that a receiver can drop a duplicate.
@@ -133,7 +179,7 @@ fn one_line(text: &str, max_chars: usize) -> String {
     let visible: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
-        .filter(|c| !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+        .filter(|c| !is_mark(*c))
         .collect();
     let words = visible.split_whitespace().collect::<Vec<_>>().join(" ");
     words
@@ -142,6 +188,11 @@ fn one_line(text: &str, max_chars: usize) -> String {
         .collect::<String>()
         .trim_end()
         .to_owned()
+}
+
+/// An invisible direction mark.
+fn is_mark(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// One kind of line end, ended by one: a lone CR means different things to different relays.
@@ -164,6 +215,7 @@ mod tests {
             text: "Your code:\nEEIOTCU3LENEDJMR\n".to_owned(),
             html: "<p>Your code: EEIOTCU3LENEDJMR</p>".to_owned(),
             chat: Vec::new(),
+            short: String::new(),
             event: serde_json::Value::Null,
             language: "en".to_owned(),
             expires_at: jiff::Timestamp::UNIX_EPOCH,
@@ -174,6 +226,7 @@ mod tests {
         let sender = Sender {
             from: mailbox("IT Service Desk <servicedesk@example.com>").unwrap(),
             reply_to: Some(mailbox("help@example.com").unwrap()),
+            qr: false,
         };
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_795_429_351);
         String::from_utf8(build(&sender, to, note, now).unwrap()).unwrap()
@@ -295,21 +348,45 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_one_ascii_address() {
+    fn an_address_is_one_address_with_an_ascii_domain() {
         assert!(address("alice@example.com").is_ok());
         assert!(address("o'hara+tag@sub.example.com").is_ok());
+        assert_eq!(
+            address("alice@Bücher.example").unwrap().to_string(),
+            "alice@xn--bcher-kva.example"
+        );
+        assert!(address("jürgen@example.com").is_err());
         for wrong in [
             "",
             "alice",
             "alice@example.com, eve@example.net",
             "alice@example.com\r\nRCPT TO:<eve@example.net>",
             "<alice@example.com>",
-            "alice@exämple.com",
             "alice@example.com>",
+            "alice@exa\u{2100}mple.com",
+            "al\u{202e}ice@example.com",
             "alice @example.com",
         ] {
-            assert!(address(wrong).is_err(), "{wrong}");
+            assert!(any_address(wrong).is_err(), "{wrong}");
         }
-        assert!(address(&format!("{}@example.com", "a".repeat(300))).is_err());
+        assert!(any_address(&format!("{}@example.com", "a".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn letters_outside_ascii_before_the_at_stand_in_the_head_as_they_are() {
+        let to = person(&Recipient {
+            email: "jürgen@bücher.example".to_owned(),
+            name: Some("Jürgen".to_owned()),
+            phone: None,
+            language: None,
+            source: "table".to_owned(),
+        })
+        .unwrap();
+        let message = built(&to, &note());
+        assert!(
+            head(&message).contains("<jürgen@xn--bcher-kva.example>"),
+            "{message}"
+        );
+        assert!(message.replace("jürgen@", "").is_ascii());
     }
 }

@@ -11,6 +11,8 @@ use serde::Deserialize;
 use serde::Deserializer;
 use toml::Spanned;
 
+use crate::channel::pace::MAX_TURNS;
+use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Redactor;
@@ -19,20 +21,26 @@ use crate::settings::Check;
 use crate::settings::Period;
 
 pub mod file;
+pub mod graph;
 pub mod http;
 pub mod mail;
+pub mod oauth;
+pub mod pace;
+pub mod qr;
 pub mod slack;
+pub mod sms;
 pub mod smtp;
 pub mod teams;
 pub mod webhook;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
-pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams"];
+pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "graph", "sms"];
 
 /// The keys of [`Common`], which every kind has.
 pub const COMMON_KEYS: &[&str] = &[
     "timeout",
     "concurrency",
+    "pace",
     "on_uncertain",
     "reveal",
     "time_zone",
@@ -51,6 +59,8 @@ pub struct Common {
     /// Deliveries in flight at once.
     #[serde(default = "default_concurrency")]
     pub concurrency: Spanned<usize>,
+    /// At most so many messages in such a time, beside what the provider is known to allow.
+    pub pace: Option<Spanned<Rate>>,
     /// What to do when nobody knows whether the peer took it.
     #[serde(default)]
     pub on_uncertain: OnUncertain,
@@ -73,6 +83,7 @@ impl Default for Common {
         Self {
             timeout: default_timeout(),
             concurrency: default_concurrency(),
+            pace: None,
             on_uncertain: OnUncertain::default(),
             reveal: None,
             time_zone: None,
@@ -103,6 +114,10 @@ pub enum Config {
     Slack(slack::Config),
     /// `type = "teams"`
     Teams(teams::Config),
+    /// `type = "graph"`
+    Graph(Box<graph::Config>),
+    /// `type = "sms"`
+    Sms(Box<sms::Config>),
 }
 
 /// A way out, ready to be used.
@@ -117,6 +132,8 @@ pub struct Channel {
     pub reveals: bool,
     /// Deliveries in flight at once.
     pub concurrency: usize,
+    /// At most so many messages in such a time: all of these.
+    pub rates: Vec<Rate>,
     /// For one step of a try.
     pub timeout: Duration,
     /// What to do when nobody knows whether the peer took it.
@@ -144,6 +161,8 @@ impl Config {
             "webhook" => webhook::Config::deserialize(keys).map(Self::Webhook),
             "slack" => slack::Config::deserialize(keys).map(Self::Slack),
             "teams" => teams::Config::deserialize(keys).map(Self::Teams),
+            "graph" => graph::Config::deserialize(keys).map(|graph| Self::Graph(Box::new(graph))),
+            "sms" => sms::Config::deserialize(keys).map(|sms| Self::Sms(Box::new(sms))),
             _ => return None,
         })
     }
@@ -156,6 +175,8 @@ impl Config {
             Self::Webhook(_) => "webhook",
             Self::Slack(_) => "slack",
             Self::Teams(_) => "teams",
+            Self::Graph(_) => "graph",
+            Self::Sms(_) => "sms",
         }
     }
 
@@ -163,19 +184,34 @@ impl Config {
     pub fn needs_person(&self) -> bool {
         match self {
             Self::Smtp(smtp) => !smtp.shared(),
+            Self::Graph(graph) => !graph.shared(),
             Self::File(file) => !file.shared(),
             Self::Webhook(_) | Self::Teams(_) => false,
+            Self::Sms(_) => true,
             Self::Slack(slack) => slack.needs_person(),
+        }
+    }
+
+    /// What the provider is known to allow the channel as a whole.
+    fn rates(&self) -> &'static [Rate] {
+        match self {
+            // The provider has a queue of its own.
+            Self::Sms(_) => &[],
+            Self::Smtp(_) | Self::File(_) | Self::Webhook(_) => &[],
+            Self::Slack(slack) => slack.rates(),
+            Self::Teams(_) => teams::RATES,
+            Self::Graph(_) => graph::RATES,
         }
     }
 
     /// Whether it shows the code. A place that others read doesn't, unless the configuration says so.
     pub fn reveals(&self, common: &Common) -> bool {
         let default = match self {
-            Self::File(_) | Self::Webhook(_) => Reveal::Code,
+            Self::File(_) | Self::Webhook(_) | Self::Sms(_) => Reveal::Code,
             Self::Slack(slack) if slack.needs_person() => Reveal::Code,
             Self::Smtp(smtp) if !smtp.shared() => Reveal::Code,
-            Self::Smtp(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
+            Self::Graph(graph) if !graph.shared() => Reveal::Code,
+            Self::Smtp(_) | Self::Graph(_) | Self::Slack(_) | Self::Teams(_) => Reveal::Notice,
         };
         common.reveal.unwrap_or(default) == Reveal::Code
     }
@@ -204,6 +240,16 @@ impl Config {
                 format!("concurrency is a number from 1 to {MAX_CONCURRENCY}"),
             );
         }
+        let mut rates = self.rates().to_vec();
+        if let Some(pace) = &common.pace {
+            if pace.get_ref().count > MAX_TURNS {
+                check.problem(
+                    pace.span(),
+                    format!("a pace counts at most {MAX_TURNS} messages; write it for a shorter time, such as \"10/s\""),
+                );
+            }
+            rates.push(*pace.get_ref());
+        }
         let time_zone = time_zone(common.time_zone.as_ref(), check);
         let built = match self {
             Self::Smtp(config) => config.build(timeout, check).map(|c| Built {
@@ -222,6 +268,14 @@ impl Config {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
             }),
+            Self::Graph(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
+            Self::Sms(config) => config.build(timeout, check).map(|c| Built {
+                secrets: c.secrets(),
+                carrier: Arc::new(c),
+            }),
             Self::Slack(config) => config.build(timeout, check).map(|c| Built {
                 secrets: c.secrets(),
                 carrier: Arc::new(c),
@@ -233,6 +287,7 @@ impl Config {
             needs_person,
             reveals,
             concurrency,
+            rates,
             timeout,
             on_uncertain: common.on_uncertain,
             time_zone: time_zone?,
@@ -269,6 +324,7 @@ pub trait Carrier: Send + Sync {
 }
 
 /// One try of one delivery.
+#[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// The person; `None` for a shared place and for a webhook without one.
     pub to: Option<&'a Recipient>,
@@ -333,6 +389,35 @@ pub enum SendError {
         /// What happened.
         reason: String,
     },
+}
+
+/// What a failure means; each word stands for the kind of [`SendError`] with its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// This delivery, later.
+    Transient,
+    /// The whole channel, later.
+    Away,
+    /// Never, for this delivery.
+    Permanent,
+    /// Never, for anyone, until an operator acts.
+    Broken,
+    /// The peer may have taken it.
+    Unknown,
+}
+
+impl Class {
+    /// The failure, with our sentence and the peer's own wish, which counts only for what is tried again.
+    pub fn error(self, reason: impl Into<String>, after: Option<Duration>) -> SendError {
+        let reason = reason.into();
+        match self {
+            Self::Transient => SendError::Transient { reason, after },
+            Self::Away => SendError::Away { reason, after },
+            Self::Permanent => SendError::Permanent { reason },
+            Self::Broken => SendError::Broken { reason },
+            Self::Unknown => SendError::Unknown { reason },
+        }
+    }
 }
 
 /// A dialogue as lines, `>` ours and `<` the peer's; secrets never enter it.

@@ -3,12 +3,12 @@
 //! All text goes out as `plain_text` objects, so that nothing a log brought in becomes a link, a mention or formatting.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use reqwest::Url;
 use reqwest::header::AUTHORIZATION;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
@@ -20,11 +20,16 @@ use toml::Spanned;
 
 use crate::channel::Attempt;
 use crate::channel::Carrier;
+use crate::channel::Class;
 use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::http;
 use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
+use crate::channel::http::Way;
+use crate::channel::pace;
+use crate::channel::pace::Pace;
+use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::secret::Secret;
@@ -34,8 +39,18 @@ use crate::settings::SecretSource;
 
 /// Where Slack's API is.
 const API: &str = "https://slack.com/api";
+/// Of an answer: for the rest of it repeats the message and tells about the person.
+const SHOWN: &[&str] = &["error", "needed", "provided"];
+/// Into one conversation.
+const MESSAGES: Rate = pace::rate(1, Duration::from_secs(1));
+/// Of one method that Slack puts into its tier 3.
+const LOOKUPS: Rate = pace::rate(50, Duration::from_secs(60));
 /// Slack's limit for a header's text.
 const MAX_HEADER_CHARS: usize = 150;
+/// Slack's limit for a section's text.
+const MAX_SECTION_CHARS: usize = 3_000;
+/// Slack's limit for the blocks of a message.
+const MAX_BLOCKS: usize = 50;
 /// All blocks together; Slack refuses somewhat more with `msg_blocks_too_long`.
 const MAX_MESSAGE_CHARS: usize = 10_000;
 /// How long a member's id is remembered, and that there is none.
@@ -54,12 +69,16 @@ pub struct Config {
     pub token: Option<SecretSource>,
     /// Where Slack's API is, for `token`.
     pub api: Option<Spanned<String>>,
+    /// In place of the system's roots.
+    pub ca_file: Option<Spanned<PathBuf>>,
+    /// An HTTP proxy.
+    pub proxy: Option<SecretSource>,
 }
 
 /// A way into one workspace.
 pub enum Slack {
     /// An incoming webhook.
-    Place(Endpoint),
+    Place(Box<Endpoint>),
     /// A bot.
     Bot(Box<Bot>),
 }
@@ -70,6 +89,8 @@ pub struct Bot {
     post: Endpoint,
     token: Secret,
     authorization: HeaderValue,
+    lookups: Pace,
+    messages: Pace,
     members: Mutex<HashMap<String, (Option<String>, Instant)>>,
 }
 
@@ -79,8 +100,21 @@ impl Config {
         self.url.is_none()
     }
 
+    /// A webhook writes into one conversation; a bot's are as many as its people.
+    pub(super) fn rates(&self) -> &'static [Rate] {
+        match self.url {
+            Some(_) => &[MESSAGES],
+            None => &[],
+        }
+    }
+
     /// Reads the secrets and prepares the connections.
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Slack> {
+        let way = Way {
+            ca_file: self.ca_file.as_ref(),
+            proxy: self.proxy.as_ref(),
+            timeout,
+        };
         match (&self.url, &self.token) {
             (Some(url), Some(_)) => {
                 check.problem(
@@ -101,15 +135,15 @@ impl Config {
                     check.problem(api.span(), "`api` belongs to `token`, not to `url`");
                 }
                 let url = check.secret(source)?;
-                let endpoint = Endpoint::build(&url, source.span.clone(), None, timeout, check)?;
-                Some(Slack::Place(endpoint))
+                let endpoint = Endpoint::build(&url, source.span.clone(), way, check)?;
+                Some(Slack::Place(Box::new(endpoint.showing(SHOWN))))
             }
             (None, Some(source)) => {
                 let (api, span) = match &self.api {
                     Some(api) => (api.get_ref().as_str(), api.span()),
                     None => (API, source.span.clone()),
                 };
-                let api = Endpoint::build(&Secret::new(api), span, None, timeout, check);
+                let api = Endpoint::build(&Secret::new(api), span, way, check);
                 let token = check.secret(source)?;
                 let Ok(mut authorization) =
                     HeaderValue::from_str(&format!("Bearer {}", token.expose()))
@@ -121,12 +155,14 @@ impl Config {
                     return None;
                 };
                 authorization.set_sensitive(true);
-                let api = api?;
+                let api = api?.showing(SHOWN);
                 Some(Slack::Bot(Box::new(Bot {
                     lookup: api.method("users.lookupByEmail"),
                     post: api.method("chat.postMessage"),
                     token,
                     authorization,
+                    lookups: Pace::new(LOOKUPS),
+                    messages: Pace::new(MESSAGES),
                     members: Mutex::default(),
                 })))
             }
@@ -139,7 +175,11 @@ impl Slack {
     pub fn secrets(&self) -> Vec<Secret> {
         match self {
             Self::Place(endpoint) => endpoint.secrets(),
-            Self::Bot(bot) => vec![bot.token.clone()],
+            Self::Bot(bot) => {
+                let mut secrets = bot.post.secrets_of_the_way();
+                secrets.push(bot.token.clone());
+                secrets
+            }
         }
     }
 }
@@ -151,7 +191,7 @@ impl Carrier for Slack {
             Self::Place(endpoint) => {
                 let body = message(attempt.note).to_string().into_bytes();
                 let answer = endpoint.post(attempt, HeaderMap::new(), body).await?;
-                let said = said(endpoint, attempt, &answer);
+                let said = endpoint.reason(attempt.redactor, &answer);
                 judge(&answer, Whose::Place, &said)?;
                 Ok(Receipt { said })
             }
@@ -175,11 +215,12 @@ impl Bot {
             None => self.find(attempt, person).await?,
         };
         let member = member.ok_or_else(unknown)?;
+        self.messages.turn(&member).await;
         let mut body = message(attempt.note);
         body["channel"] = member.into();
         let body = body.to_string().into_bytes();
         let answer = self.post.post(attempt, self.headers(), body).await?;
-        let said = said(&self.post, attempt, &answer);
+        let said = self.post.reason(attempt.redactor, &answer);
         if let Err(error) = judge(&answer, Whose::Person, &said) {
             if matches!(error, SendError::Permanent { .. }) {
                 // The id may be an old one.
@@ -196,6 +237,7 @@ impl Bot {
         attempt: &Attempt<'_>,
         person: &Recipient,
     ) -> Result<Option<String>, SendError> {
+        self.lookups.turn("").await;
         let mut headers = self.headers();
         headers.insert(
             CONTENT_TYPE,
@@ -204,9 +246,9 @@ impl Bot {
         // In the body, not in the URL: what stands in URLs stands in logs.
         let answer = self
             .lookup
-            .ask(attempt, headers, form(&[("email", &person.email)]))
+            .ask(attempt, headers, http::form(&[("email", &person.email)]))
             .await?;
-        let said = said(&self.lookup, attempt, &answer);
+        let said = self.lookup.reason(attempt.redactor, &answer);
         let body: Value = answer
             .body
             .as_deref()
@@ -225,6 +267,9 @@ impl Bot {
         };
         let mut members = self.members();
         if members.len() >= MAX_REMEMBERED {
+            members.retain(|_, (member, at)| is_fresh(member.as_deref(), *at));
+        }
+        if members.len() >= MAX_REMEMBERED {
             members.clear();
         }
         members.insert(person.email.clone(), (member.clone(), Instant::now()));
@@ -234,11 +279,7 @@ impl Bot {
     fn remembered(&self, person: &Recipient) -> Option<Option<String>> {
         let members = self.members();
         let (member, at) = members.get(&person.email)?;
-        let lasts = match member {
-            Some(_) => KNOWN_FOR,
-            None => UNKNOWN_FOR,
-        };
-        (at.elapsed() < lasts).then(|| member.clone())
+        is_fresh(member.as_deref(), *at).then(|| member.clone())
     }
 
     fn members(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Option<String>, Instant)>> {
@@ -252,29 +293,13 @@ impl Bot {
     }
 }
 
-/// Our sentence about an answer: of Slack's JSON only its verdict, since it repeats the message and tells about the person.
-fn said(endpoint: &Endpoint, attempt: &Attempt<'_>, answer: &Answer) -> String {
-    let parsed = answer.body.as_deref().map(serde_json::from_str::<Value>);
-    let Some(Ok(Value::Object(fields))) = parsed else {
-        return endpoint.reason(attempt.redactor, answer);
+/// Whether what was found out at that time still counts.
+fn is_fresh(member: Option<&str>, at: Instant) -> bool {
+    let lasts = match member {
+        Some(_) => KNOWN_FOR,
+        None => UNKNOWN_FOR,
     };
-    let words = ["error", "needed", "provided"]
-        .iter()
-        .filter_map(|key| Some(format!("{key} {}", fields.get(*key)?.as_str()?)))
-        .collect::<Vec<_>>();
-    let short = Answer {
-        status: answer.status,
-        retry_after: answer.retry_after,
-        body: Some(words.join(", ")),
-    };
-    endpoint.reason(attempt.redactor, &short)
-}
-
-/// Pairs as a form sends them.
-fn form(pairs: &[(&str, &str)]) -> Vec<u8> {
-    let mut url = Url::parse("form:").expect("a scheme alone is a URL");
-    url.query_pairs_mut().extend_pairs(pairs);
-    url.query().unwrap_or_default().as_bytes().to_vec()
+    at.elapsed() < lasts
 }
 
 /// The notification in Block Kit; `text` is what a phone's lock screen shows, so it has no code.
@@ -282,13 +307,14 @@ fn message(note: &Notification) -> Value {
     let plain = |text: &str| json!({"type": "plain_text", "text": text, "emoji": false});
     let mut blocks =
         vec![json!({"type": "header", "text": plain(&cut(&note.subject, MAX_HEADER_CHARS))})];
-    let mut chars = 0;
-    for paragraph in &note.chat {
-        chars += paragraph.chars().count();
-        if chars > MAX_MESSAGE_CHARS {
+    let mut left = MAX_MESSAGE_CHARS;
+    for paragraph in note.chat.iter().take(MAX_BLOCKS - 1) {
+        if left == 0 {
             break;
         }
-        blocks.push(json!({"type": "section", "text": plain(paragraph)}));
+        let text = cut(paragraph, MAX_SECTION_CHARS.min(left));
+        left -= text.chars().count();
+        blocks.push(json!({"type": "section", "text": plain(&text)}));
     }
     json!({
         "text": escape(&note.subject),
@@ -299,6 +325,7 @@ fn message(note: &Notification) -> Value {
     })
 }
 
+/// At most `max` characters, and at least one.
 fn cut(text: &str, max: usize) -> String {
     match text.char_indices().nth(max - 1) {
         Some((at, last)) if at + last.len_utf8() < text.len() => format!("{}…", &text[..at]),
@@ -322,15 +349,126 @@ enum Whose {
     Person,
 }
 
+/// Slack's words, and what each means where a person is written to and where a webhook's place is.
+const WORDS: [(Class, Class, &[&str]); 5] = [
+    (
+        Class::Away,
+        Class::Away,
+        &["message_limit_exceeded", "rate_limited", "ratelimited"],
+    ),
+    (
+        Class::Transient,
+        Class::Transient,
+        &[
+            "fatal_error",
+            "internal_error",
+            "request_timeout",
+            "rollup_error",
+            "service_unavailable",
+            "team_added_to_org",
+        ],
+    ),
+    (
+        Class::Permanent,
+        Class::Permanent,
+        &[
+            "invalid_blocks",
+            "invalid_blocks_format",
+            "invalid_payload",
+            "msg_blocks_too_long",
+            "msg_too_long",
+            "no_text",
+            "too_many_attachments",
+        ],
+    ),
+    (
+        Class::Permanent,
+        Class::Broken,
+        &[
+            "cannot_dm_bot",
+            "channel_not_found",
+            "is_archived",
+            "not_in_channel",
+            "user_not_found",
+            "users_not_found",
+        ],
+    ),
+    // The webhook, its place or the bot's rights are gone, whatever the status beside it.
+    (
+        Class::Broken,
+        Class::Broken,
+        &[
+            "access_denied",
+            "accesslimited",
+            "account_inactive",
+            "action_prohibited",
+            "channel_is_archived",
+            "deprecated_endpoint",
+            "ekm_access_denied",
+            "enterprise_is_restricted",
+            "invalid_auth",
+            "invalid_token",
+            "messages_tab_disabled",
+            "method_deprecated",
+            "missing_scope",
+            "no_active_hooks",
+            "no_permission",
+            "no_service",
+            "no_service_id",
+            "no_team",
+            "not_allowed_token_type",
+            "not_authed",
+            "org_login_required",
+            "posting_to_general_channel_denied",
+            "team_access_not_granted",
+            "team_disabled",
+            "token_expired",
+            "token_revoked",
+            "two_factor_setup_required",
+        ],
+    ),
+];
+
+/// What a word means, if we know it.
+fn class(word: &str, whose: Whose) -> Option<Class> {
+    let (person, place, _) = WORDS.iter().find(|(_, _, words)| words.contains(&word))?;
+    Some(match whose {
+        Whose::Person => *person,
+        Whose::Place => *place,
+    })
+}
+
+/// What an operator can do about a word.
+fn advice(word: &str, needed: Option<&str>) -> Option<String> {
+    Some(match word {
+        "missing_scope" => format!(
+            "give the app the scope {} under \"OAuth & Permissions\" and install it again",
+            needed.unwrap_or("that is missing")
+        ),
+        "account_inactive" | "invalid_auth" | "not_authed" | "token_expired" | "token_revoked" => {
+            "copy the \"Bot User OAuth Token\" of the app again".to_owned()
+        }
+        "not_allowed_token_type" => "the token must be a bot's, which begins with xoxb-".to_owned(),
+        "messages_tab_disabled" => {
+            "switch the app's \"Messages Tab\" on under \"App Home\"".to_owned()
+        }
+        "action_prohibited"
+        | "channel_is_archived"
+        | "invalid_token"
+        | "no_active_hooks"
+        | "no_service"
+        | "no_service_id"
+        | "no_team" => "make a new incoming webhook and write its URL".to_owned(),
+        _ => return None,
+    })
+}
+
 /// What Slack means: its word where it has one, else the status.
 fn judge(answer: &Answer, whose: Whose, reason: &str) -> Result<(), SendError> {
     let status = answer.status;
-    let reason = reason.to_owned();
     let Some(body) = answer.body.as_deref() else {
-        return match status.is_success() {
-            true => Err(SendError::Unknown { reason }),
-            false => http::classify(status, answer.retry_after, &reason),
-        };
+        http::classify(status, answer.retry_after, reason)?;
+        return Err(Class::Unknown.error(reason, None));
     };
     let said: Option<Value> = serde_json::from_str(body).ok().filter(Value::is_object);
     let word = match &said {
@@ -338,63 +476,36 @@ fn judge(answer: &Answer, whose: Whose, reason: &str) -> Result<(), SendError> {
         Some(said) => said["error"].as_str().unwrap_or_default(),
         None => body.trim(),
     };
+    if word == "ok" && status.is_success() {
+        return Ok(());
+    }
     let after = answer.retry_after.or_else(|| {
         let secs = said.as_ref()?["retry_after"].as_u64()?;
-        Some(Duration::from_secs(secs))
+        Some(Duration::from_secs(secs).min(http::MAX_RETRY_AFTER))
     });
-    Err(match word {
-        "ok" if status.is_success() => return Ok(()),
-        "rate_limited" | "ratelimited" | "message_limit_exceeded" => {
-            SendError::Away { reason, after }
-        }
-        "rollup_error"
-        | "internal_error"
-        | "fatal_error"
-        | "request_timeout"
-        | "service_unavailable" => SendError::Transient { reason, after },
-        "invalid_payload"
-        | "invalid_blocks"
-        | "invalid_blocks_format"
-        | "no_text"
-        | "msg_too_long"
-        | "msg_blocks_too_long"
-        | "too_many_attachments" => SendError::Permanent { reason },
-        "channel_not_found" | "user_not_found" if whose == Whose::Person => {
-            SendError::Permanent { reason }
-        }
-        // The webhook, its place or the bot's rights are gone, whatever the status beside it.
-        "access_denied"
-        | "account_inactive"
-        | "action_prohibited"
-        | "channel_is_archived"
-        | "channel_not_found"
-        | "ekm_access_denied"
-        | "enterprise_is_restricted"
-        | "invalid_auth"
-        | "invalid_token"
-        | "messages_tab_disabled"
-        | "missing_scope"
-        | "no_active_hooks"
-        | "no_permission"
-        | "no_service"
-        | "no_service_id"
-        | "no_team"
-        | "not_allowed_token_type"
-        | "not_authed"
-        | "org_login_required"
-        | "posting_to_general_channel_denied"
-        | "team_access_not_granted"
-        | "team_disabled"
-        | "token_expired"
-        | "token_revoked"
-        | "two_factor_setup_required"
-        | "user_not_found" => SendError::Broken { reason },
-        // A refusal in a word we don't know.
-        _ if status.is_success() && said.is_some() => SendError::Permanent { reason },
-        // No word of Slack's at all: a proxy or a log-in page in between, most likely.
-        _ if status.is_success() => SendError::Transient { reason, after },
-        _ => return http::classify(status, after, &reason),
-    })
+    let known = class(word, whose);
+    let Some(class) = known else {
+        http::classify(status, after, reason)?;
+        let class = match said {
+            // A refusal in a word we don't know is final, as an unknown 4xx is, so that the fallback starts at once.
+            Some(_) => Class::Permanent,
+            // No word of Slack's at all: a proxy or a log-in page in between, most likely.
+            None => Class::Transient,
+        };
+        return Err(class.error(reason, after));
+    };
+    let needed = said.as_ref().and_then(|said| said["needed"].as_str());
+    let needed = needed.filter(|scope| is_scope(scope));
+    let hint = advice(word, needed).map(|hint| format!("; {hint}"));
+    Err(class.error(format!("{reason}{}", hint.unwrap_or_default()), after))
+}
+
+/// A scope, or several with commas, as Slack writes them: nothing else of an answer is shown uncleaned.
+fn is_scope(text: &str) -> bool {
+    text.len() <= 100
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b".:,_-".contains(&b))
 }
 
 #[cfg(test)]
@@ -421,6 +532,8 @@ mod tests {
             (200, "", "Transient", "Transient"),
             (200, "<html>log in</html>", "Transient", "Transient"),
             (200, "invalid_blocks", "Permanent", "Permanent"),
+            (401, "", "Broken", "Broken"),
+            (418, "", "Permanent", "Permanent"),
             (
                 200,
                 r#"{"ok":false,"error":"channel_not_found"}"#,
@@ -496,8 +609,61 @@ mod tests {
     }
 
     #[test]
-    fn a_form_is_escaped() {
-        let body = form(&[("email", "a+b&c=d@example.com")]);
-        assert_eq!(body, b"email=a%2Bb%26c%3Dd%40example.com");
+    fn every_word_of_the_table_has_the_class_it_stands_under_whatever_the_status() {
+        let mut seen = Vec::new();
+        for (person, place, words) in WORDS {
+            for word in words {
+                let json = format!("{{\"ok\":false,\"error\":\"{word}\"}}");
+                for (whose, want) in [(Whose::Person, person), (Whose::Place, place)] {
+                    for (status, body) in [(200, json.as_str()), (400, word), (404, word)] {
+                        let got = judge(&answer(status, Some(body)), whose, "");
+                        let want = format!("Err({want:?} ");
+                        assert!(format!("{got:?}").starts_with(&want), "{word}: {got:?}");
+                    }
+                }
+                assert!(!seen.contains(word), "{word} stands twice");
+                seen.push(*word);
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_scope_is_named() {
+        let body = r#"{"ok":false,"error":"missing_scope","needed":"users:read.email","provided":"chat:write"}"#;
+        let Err(SendError::Broken { reason }) =
+            judge(&answer(200, Some(body)), Whose::Person, "slack.com says no")
+        else {
+            panic!("not broken");
+        };
+        assert!(reason.contains("the scope users:read.email"), "{reason}");
+        let forged = body.replace("users:read.email", "<!channel> x");
+        let said = format!(
+            "{:?}",
+            judge(&answer(200, Some(&forged)), Whose::Person, "")
+        );
+        assert!(!said.contains("<!channel>"), "{said}");
+    }
+
+    #[test]
+    fn a_message_is_cut_to_what_slack_takes() {
+        let note = Notification {
+            id: "id".to_owned(),
+            subject: "s".repeat(200),
+            text: String::new(),
+            html: String::new(),
+            chat: vec!["\u{1f512}".repeat(4_000); 60],
+            short: String::new(),
+            event: Value::Null,
+            language: "en".to_owned(),
+            expires_at: jiff::Timestamp::MAX,
+        };
+        let message = message(&note);
+        let blocks = message["blocks"].as_array().unwrap();
+        let chars = |block: &Value| block["text"]["text"].as_str().unwrap().chars().count();
+        assert_eq!(chars(&blocks[0]), MAX_HEADER_CHARS);
+        assert!(blocks[1..].iter().all(|b| chars(b) <= MAX_SECTION_CHARS));
+        assert_eq!(blocks[1..].iter().map(chars).sum::<usize>(), 10_000);
+        let last = blocks.last().unwrap()["text"]["text"].as_str().unwrap();
+        assert!(last.ends_with('…'), "what is cut says so");
     }
 }

@@ -21,6 +21,7 @@ use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::http;
 use crate::channel::http::Endpoint;
+use crate::channel::http::Way;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
@@ -53,6 +54,8 @@ pub struct Config {
     pub headers: BTreeMap<String, SecretSource>,
     /// In place of the system's roots.
     pub ca_file: Option<Spanned<PathBuf>>,
+    /// An HTTP proxy.
+    pub proxy: Option<SecretSource>,
 }
 
 /// A receiver of events.
@@ -66,20 +69,13 @@ pub struct Webhook {
 impl Config {
     /// Reads the secrets and prepares the connection.
     pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Webhook> {
-        // A URL is a secret when it carries one; only then must it not stand in the file.
-        let url = match self.url.plain() {
-            Some(url) if !http::carries_credentials(url.expose()) => Some(url.clone()),
-            _ => check.secret(&self.url),
+        let way = Way {
+            ca_file: self.ca_file.as_ref(),
+            proxy: self.proxy.as_ref(),
+            timeout,
         };
-        let endpoint = url.and_then(|url| {
-            Endpoint::build(
-                &url,
-                self.url.span.clone(),
-                self.ca_file.as_ref(),
-                timeout,
-                check,
-            )
-        });
+        let endpoint = http::url(&self.url, check)
+            .and_then(|url| Endpoint::build(&url, self.url.span.clone(), way, check));
         let mut secrets = endpoint.as_ref().map(Endpoint::secrets).unwrap_or_default();
         let mut good = true;
         let mut key = None;

@@ -20,8 +20,11 @@ use crate::activation::Device;
 use crate::activation::Stage;
 use crate::config::Config;
 use crate::directory::Lookup;
+use crate::dispatch::inquiry::Inquiry;
 use crate::frame::Frame;
 use crate::frame::Peer;
+use crate::outbox::By;
+use crate::outbox::Finding;
 use crate::pipeline::Verdict;
 use crate::recipients::Mismatch;
 use crate::secret::mask_address;
@@ -72,6 +75,8 @@ struct Explanation {
     channels: Option<Vec<String>>,
     /// What was noticed on the way: checks that were skipped, clocks, what each directory said.
     notes: Vec<String>,
+    /// What was believed, and why.
+    trace: Vec<Finding>,
 }
 
 #[derive(Debug, Serialize)]
@@ -148,6 +153,7 @@ impl Args {
             recipient: None,
             channels: None,
             notes: reading.notes,
+            trace: Vec::new(),
         };
         match reading.verdict {
             Verdict::Ignored(reason) => explanation.reason = reason,
@@ -169,6 +175,7 @@ impl Args {
         activation: &Activation,
         explanation: &mut Explanation,
     ) {
+        explanation.trace = Finding::first(activation);
         explanation.token.clone_from(&activation.token);
         if activation.stage != Stage::CodeSent {
             explanation.verdict = "lifecycle";
@@ -179,6 +186,22 @@ impl Args {
             return;
         }
         explanation.code_found = Some(activation.code.is_some());
+        let survey = config.dispatch.survey(activation, false).await;
+        explanation.trace.extend(survey.trace);
+        let logged = activation;
+        let activation = &survey.activation;
+        explanation.token.clone_from(&activation.token);
+        if let Some(Inquiry::Stops { reason, .. } | Inquiry::Waits { reason, .. }) = &survey.inquiry
+        {
+            (explanation.verdict, explanation.reason) = match logged.code {
+                None => ("no-code", format!("Nothing is sent: {reason}.")),
+                Some(_) => (
+                    "rejected",
+                    format!("Nothing is sent before the device confirms it: {reason}."),
+                ),
+            };
+            return;
+        }
         let Some(code) = &activation.code else {
             explanation.verdict = "no-code";
             explanation.reason =
@@ -204,33 +227,31 @@ impl Args {
                 .any(|c| c.name == *name && c.needs_person)
         };
         let mut held = false;
-        let found = config
-            .dispatch
-            .directories
-            .find(activation, route.domains.as_deref())
-            .await;
-        let (recipient, missing) = match found {
-            Ok(Lookup::Found {
-                recipient,
-                trace,
-                mismatch,
-            }) => {
-                explanation.notes.extend(trace);
-                let other_address = mismatch.is_some();
-                if let Some(other) = mismatch {
-                    explanation.notes.push(format!(
-                        "another address than the one found stands in the message: {}",
-                        self.shown(&other)
-                    ));
+        let (recipient, missing) = match survey.lookup {
+            None => (None, "nobody was looked up".to_owned()),
+            Some(found) => match found {
+                Ok(Lookup::Found {
+                    recipient,
+                    trace,
+                    mismatch,
+                }) => {
+                    explanation.notes.extend(trace);
+                    let other_address = mismatch.is_some();
+                    if let Some(other) = mismatch {
+                        explanation.notes.push(format!(
+                            "another address than the one found stands in the message: {}",
+                            self.shown(&other)
+                        ));
+                    }
+                    held = other_address && config.dispatch.mismatch == Mismatch::Hold;
+                    (Some(recipient), String::new())
                 }
-                held = other_address && config.dispatch.mismatch == Mismatch::Hold;
-                (Some(recipient), String::new())
-            }
-            Ok(Lookup::Unknown { trace, reason } | Lookup::Outside { trace, reason }) => {
-                explanation.notes.extend(trace);
-                (None, reason)
-            }
-            Err(e) => (None, e.to_string()),
+                Ok(Lookup::Unknown { trace, reason } | Lookup::Outside { trace, reason }) => {
+                    explanation.notes.extend(trace);
+                    (None, reason)
+                }
+                Err(e) => (None, e.to_string()),
+            },
         };
         let usable: Vec<_> = route
             .to
@@ -315,6 +336,10 @@ impl Explanation {
                 .filter(|c| !c.is_empty())
                 .map(|c| c.join(", ")),
         );
+        // What the directories said stands among the notes.
+        for finding in self.trace.iter().filter(|f| f.by != By::Directory) {
+            add(finding.by.as_str(), Some(finding.said.clone()));
+        }
         for note in &self.notes {
             add("note", Some(note.clone()));
         }

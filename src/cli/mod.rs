@@ -6,6 +6,7 @@ mod fortigate_cli;
 mod keygen;
 mod queue;
 mod replay;
+mod resend;
 mod run;
 mod send_test;
 mod simulate;
@@ -39,6 +40,7 @@ enum Command {
     Check(check::Args),
     Explain(explain::Args),
     Replay(replay::Args),
+    Resend(resend::Args),
     SendTest(send_test::Args),
     Queue(queue::Args),
     Simulate(simulate::Args),
@@ -94,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => args.run(),
         Command::Explain(args) => args.run(),
         Command::Replay(args) => args.run(),
+        Command::Resend(args) => args.run(),
         Command::SendTest(args) => args.run(),
         Command::Queue(args) => args.run(),
         Command::Simulate(args) => args.run(),

@@ -145,7 +145,7 @@ async fn directly(state_dir: &Path, request: Request) -> anyhow::Result<Answer> 
             Answer::State(outbox.command(&id, command, Timestamp::now()).await?.state)
         }
         Request::Stats => Answer::Stats(outbox.depth(Timestamp::now()).await?.into()),
-        Request::Replay(_) => bail!("a replay needs the whole configuration"),
+        Request::Replay(_) | Request::Resend { .. } => bail!("only a running relay can do this"),
     })
 }
 
@@ -175,6 +175,7 @@ fn print(answer: Answer, json: bool) -> anyhow::Result<ExitCode> {
             }
         }
         Answer::Replayed(done) => say(serde_json::to_string(&done)?)?,
+        Answer::Resent(resent) => say(serde_json::to_string(&resent)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -251,6 +252,7 @@ fn show(story: &Story) -> anyhow::Result<()> {
                 .map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom)),
         ),
         ("rule", story.rule.clone()),
+        ("token", story.token.clone()),
         ("event", story.event_id.clone()),
         ("happened", story.event_time.map(seconds)),
         ("received", Some(seconds(row.created_at))),
@@ -263,6 +265,31 @@ fn show(story: &Story) -> anyhow::Result<()> {
         if let Some(value) = value {
             say(format!("{name:<10} {value}"))?;
         }
+    }
+    if !story.trace.is_empty() {
+        say("why it was believed")?;
+    }
+    for finding in &story.trace {
+        let (at, by) = (seconds(finding.at), finding.by.as_str());
+        say(format!("  {at} {by:<10} {}", finding.said))?;
+    }
+    if story.life.len() > 1 {
+        say("the token's life")?;
+        for event in &story.life {
+            let mut whose = event.user.clone();
+            if let Some(token) = &event.token {
+                whose = format!("{whose} {token}");
+            }
+            let (at, stage) = (seconds(event.at), event.stage.as_str());
+            let (id, state) = (&event.id, word(&event.state));
+            say(format!(
+                "  {at} {id:<6} {stage:<10} {state:<16} {}",
+                whose.trim()
+            ))?;
+        }
+    }
+    if !story.history.is_empty() {
+        say("what happened")?;
     }
     for entry in &story.history {
         let channel = entry

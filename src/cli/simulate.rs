@@ -1,5 +1,6 @@
 //! `simulate`: a FortiGate on the wire.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
@@ -7,15 +8,25 @@ use jiff::Timestamp;
 use super::block_on;
 use super::say;
 use crate::simulate::Format;
+use crate::simulate::Identity;
 use crate::simulate::Simulation;
 use crate::simulate::Target;
 
 /// Send simulated FortiGate logs with activation codes that can't be redeemed
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to: udp://HOST:PORT, tcp://HOST:PORT (octet counting) or tcp+lf://HOST:PORT
+    /// Where to: udp://HOST:PORT, tcp://HOST:PORT (octet counting), tcp+lf://HOST:PORT or tls://HOST:PORT
     #[arg(long, value_name = "URL")]
     to: Target,
+    /// With TLS: the authorities that may have signed the listener's certificate, in PEM; by default the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// With TLS, for a listener with `client_ca`: the certificate to show, in PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
     /// The log format
     #[arg(long, default_value = "kv")]
     format: Format,
@@ -28,7 +39,7 @@ pub struct Args {
     /// So many activations
     #[arg(long, default_value_t = 1)]
     count: u64,
-    /// Activations a second; 0 is as fast as possible
+    /// Lines a second; 0 is as fast as possible
     #[arg(long, value_name = "PER_S", default_value_t = 0.0)]
     rate: f64,
     /// Other log lines between two activations
@@ -47,6 +58,10 @@ impl Args {
         let now = Timestamp::now();
         let simulation = Simulation {
             to: self.to,
+            identity: Identity {
+                ca: self.ca,
+                certificate: self.cert.zip(self.key),
+            },
             format: self.format,
             fortios: self.fortios,
             users: self.users,

@@ -3,9 +3,13 @@
 //! This is the only place where a [`Recipient`] is made. What a log says about addresses counts in `log` alone, and
 //! there too only within `recipients.domains`.
 
+mod fortigate;
+mod ldap;
 mod log;
 mod pattern;
 mod table;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use lettre::Address;
@@ -13,11 +17,14 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::de;
 use toml::Spanned;
+use tracing::warn;
 
 use crate::activation::Activation;
+use crate::fortios::Fleet;
 use crate::glob::Glob;
 use crate::message::Recipient;
 use crate::recipients::Recipients;
+use crate::recipients::same_address;
 use crate::recipients::within;
 use crate::secret::mask_address;
 use crate::settings::Check;
@@ -31,6 +38,20 @@ pub trait Directory: Send + Sync {
 
     /// Bounded in time by the implementation.
     async fn find(&self, who: &Activation) -> Result<Answer, LookupError>;
+
+    /// Tries whether it can be asked, server by server. Bounded in time as well; without servers there is nothing to try.
+    async fn probe(&self) -> Vec<Probe> {
+        Vec::new()
+    }
+}
+
+/// What became of trying one server of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The server.
+    pub what: String,
+    /// What works, or what doesn't and what to do, as the rest of a sentence.
+    pub outcome: Result<String, String>,
 }
 
 /// What a directory says about somebody.
@@ -38,6 +59,13 @@ pub trait Directory: Send + Sync {
 pub enum Answer {
     /// It knows the person.
     Person(Recipient),
+    /// It can't be asked now, and knew the person when it was asked last.
+    Remembered {
+        /// The person.
+        recipient: Recipient,
+        /// How old that is and why it must do, as a part of a sentence.
+        why: String,
+    },
     /// It does not, and why, as the rest of a sentence.
     Unknown(String),
 }
@@ -81,6 +109,17 @@ pub enum Lookup {
     },
 }
 
+impl Lookup {
+    /// What each directory said.
+    pub fn trace(&self) -> &[String] {
+        match self {
+            Self::Found { trace, .. }
+            | Self::Unknown { trace, .. }
+            | Self::Outside { trace, .. } => trace,
+        }
+    }
+}
+
 /// `match`: whose events a directory answers for, so that one customer's jsmith is never another's.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,13 +149,17 @@ impl Match {
 }
 
 /// The kinds of directory, as `type` names them.
-pub const KINDS: &[&str] = &["table", "pattern", "log"];
+pub const KINDS: &[&str] = &["table", "ldap", "fortigate", "pattern", "log"];
 
 /// One `[[directory]]`.
 #[derive(Clone, Debug)]
 pub enum Config {
     /// `type = "table"`
     Table(table::Config),
+    /// `type = "ldap"`
+    Ldap(Box<ldap::Config>),
+    /// `type = "fortigate"`
+    Fortigate(fortigate::Config),
     /// `type = "pattern"`
     Pattern(pattern::Config),
     /// `type = "log"`
@@ -128,18 +171,28 @@ impl Config {
     pub fn deserialize<'de, D: Deserializer<'de>>(kind: &str, from: D) -> Result<Self, D::Error> {
         match kind {
             "table" => table::Config::deserialize(from).map(Self::Table),
+            "ldap" => ldap::Config::deserialize(from).map(|c| Self::Ldap(Box::new(c))),
+            "fortigate" => fortigate::Config::deserialize(from).map(Self::Fortigate),
             "pattern" => pattern::Config::deserialize(from).map(Self::Pattern),
             "log" => log::Config::deserialize(from).map(Self::Log),
             other => Err(de::Error::unknown_variant(other, KINDS)),
         }
     }
 
-    fn build(self, span: Span, recipients: &Recipients, check: &mut Check) -> Option<Entry> {
+    fn build(
+        self,
+        span: Span,
+        recipients: &Recipients,
+        fleet: Option<&Arc<Fleet>>,
+        check: &mut Check,
+    ) -> Option<Entry> {
         let (matches, directory): (Match, Box<dyn Directory>) = match self {
             Self::Table(c) => (
                 c.matches.clone(),
                 Box::new(c.build(span, recipients, check)?),
             ),
+            Self::Ldap(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
+            Self::Fortigate(c) => (c.matches.clone(), Box::new(c.build(span, fleet, check)?)),
             Self::Pattern(c) => (c.matches.clone(), Box::new(c.build(recipients, check)?)),
             Self::Log(c) => (c.matches.clone(), Box::new(c.build(recipients))),
         };
@@ -159,10 +212,11 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// Reads tables and checks addresses. `None`: one of them can't be used, and `check` knows why.
+    /// Reads tables and checks addresses; `fleet` holds the devices that may be asked. `None`: one of them can't be used, and `check` knows why.
     pub fn build(
         configs: Vec<Spanned<Config>>,
         recipients: Recipients,
+        fleet: Option<&Arc<Fleet>>,
         check: &mut Check,
     ) -> Option<Self> {
         if configs.is_empty() {
@@ -176,13 +230,28 @@ impl Directories {
             .into_iter()
             .filter_map(|config| {
                 let span = config.span();
-                config.into_inner().build(span, &recipients, check)
+                config.into_inner().build(span, &recipients, fleet, check)
             })
             .collect();
         (entries.len() == wanted).then_some(Self {
             entries,
             recipients,
         })
+    }
+
+    /// Tries every server of every directory.
+    pub async fn probe(&self) -> Vec<Probe> {
+        let mut probes = Vec::new();
+        for entry in &self.entries {
+            probes.extend(entry.directory.probe().await);
+        }
+        probes
+    }
+
+    /// The name of a user as look-ups, identity and limits know it.
+    pub fn person(&self, user: &str) -> String {
+        // As the pipeline does: some FortiOS versions double backslashes.
+        self.recipients.normalise(&user.replace("\\\\", "\\"))
     }
 
     /// Asks the directories in order. The first that knows the person answers; if no code may go to that address, no
@@ -204,6 +273,15 @@ impl Directories {
                 Answer::Person(recipient) => {
                     trace.push(format!(
                         "{name}: {} is {}",
+                        shown(&who.person),
+                        mask_address(&recipient.email)
+                    ));
+                    return Ok(self.judge(who, recipient, route_domains, trace));
+                }
+                Answer::Remembered { recipient, why } => {
+                    warn!(directory = %name, "{name} can't be asked about {}: {why}", shown(&who.person));
+                    trace.push(format!(
+                        "{name}: {} is {} ({why})",
                         shown(&who.person),
                         mask_address(&recipient.email)
                     ));
@@ -244,7 +322,7 @@ impl Directories {
         let mismatch = who
             .addresses
             .iter()
-            .find(|a| self.recipients.allows(a) && !a.eq_ignore_ascii_case(&recipient.email))
+            .find(|a| self.recipients.allows(a) && !same_address(a, &recipient.email))
             .map(|other| {
                 format!(
                     "the message names {}, the directory {}",
@@ -291,4 +369,19 @@ fn address(text: &str) -> Result<Address, &'static str> {
         return Err("holds a character with which a mail relay could send it elsewhere");
     }
     Ok(address)
+}
+
+/// E.164 without the usual separators; `None`: it is no international number.
+fn international(phone: &str) -> Option<String> {
+    let number: String = phone
+        .chars()
+        .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '/' | '(' | ')'))
+        .collect();
+    let good = number.is_empty()
+        || number.strip_prefix('+').is_some_and(|digits| {
+            (7..=15).contains(&digits.len())
+                && !digits.starts_with('0')
+                && digits.bytes().all(|b| b.is_ascii_digit())
+        });
+    good.then_some(number)
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::activation::Stage;
 use crate::channel::OnUncertain;
 use crate::directory::Lookup;
 use crate::directory::LookupError;
+use crate::dispatch::inquiry::Inquiry;
 use crate::outbox::Case;
 use crate::outbox::CaseDelivery;
 use crate::outbox::CaseState;
@@ -38,8 +40,10 @@ pub struct Facts {
 
 /// Everything that is known when a case is looked at.
 pub struct Situation<'a> {
-    /// The case.
+    /// The case, with what the device has said about it now.
     pub case: &'a Case,
+    /// What the device said; `None`: it was not asked, or the log's word stands.
+    pub inquiry: Option<&'a Inquiry>,
     /// The route that matches it.
     pub route: Option<&'a Route>,
     /// Every configured channel.
@@ -52,7 +56,7 @@ pub struct Situation<'a> {
     pub limit: (u32, Duration),
     /// Who hears of an activation that matches no route.
     pub escalate_unrouted: &'a [String],
-    /// The wait before the next look-up, should the directories be away.
+    /// The wait before the next look-up, should the directories or the device be away.
     pub lookup_wait: Duration,
     /// The time.
     pub now: Timestamp,
@@ -78,6 +82,16 @@ fn warning_time(case: &Case) -> Timestamp {
         .unwrap_or(case.activation.expires_at)
 }
 
+const NO_CODE: &str = "A FortiGate sent an activation code, but its log shows none";
+const UNCONFIRMED: &str = "The FortiGate doesn't confirm an activation code, so it is not sent";
+const AMBIGUOUS: &str = "Whose activation code this is can't be known, so it is not sent";
+const LATE: &str = "An activation code has not been accepted in time";
+/// `fallback_after` of what matches no route.
+const UNROUTED_PATIENCE: Duration = Duration::from_secs(600);
+/// The bounds of a device's wish about the next question.
+const SHORTEST_WISH: Duration = Duration::from_secs(1);
+const LONGEST_WISH: Duration = Duration::from_secs(900);
+
 fn after(time: Timestamp, wait: Duration) -> Timestamp {
     time.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
@@ -87,6 +101,7 @@ pub fn decide(situation: Situation<'_>) -> Decision {
     let mut decision = Deciding {
         on: situation,
         decision: Decision::default(),
+        awaited: None,
     };
     decision.decide();
     decision.decision
@@ -95,13 +110,16 @@ pub fn decide(situation: Situation<'_>) -> Decision {
 struct Deciding<'a> {
     on: Situation<'a>,
     decision: Decision,
+    /// Nothing can be sent before the device has answered; why it has not.
+    awaited: Option<String>,
 }
 
 impl Deciding<'_> {
     fn decide(&mut self) {
         let case = self.on.case;
         match case.state {
-            CaseState::Recorded | CaseState::Superseded | CaseState::Cancelled => return,
+            CaseState::Recorded => return self.record(),
+            CaseState::Superseded | CaseState::Cancelled => return,
             CaseState::Expired => return self.expire(),
             _ if self.on.now >= case.activation.expires_at => return self.expire(),
             CaseState::Received => self.receive(),
@@ -110,7 +128,9 @@ impl Deciding<'_> {
         if self.stopped_by_an_operator() {
             return;
         }
-        if self.decision.step.state != Some(CaseState::NeedsAttention)
+        if let Some(reason) = self.awaited.clone() {
+            self.tell_what_is_awaited(&reason);
+        } else if self.decision.step.state != Some(CaseState::NeedsAttention)
             || !self.decision.step.deliver.is_empty()
         {
             self.follow_up();
@@ -129,10 +149,42 @@ impl Deciding<'_> {
             self.decision.step.state = Some(CaseState::Routed);
             return;
         }
+        match self.on.inquiry {
+            Some(Inquiry::Stops { key, reason }) => {
+                let (text, ended) = match *key {
+                    "no-code" => (NO_CODE, None),
+                    "unconfirmed" => (UNCONFIRMED, Some("held")),
+                    _ => (AMBIGUOUS, Some("held")),
+                };
+                return self.need_attention(key, text, reason, ended);
+            }
+            Some(Inquiry::Waits {
+                reason,
+                after: wish,
+                is_urgent,
+            }) => {
+                let wait = wish.map_or(self.on.lookup_wait, |wish| {
+                    wish.clamp(SHORTEST_WISH, LONGEST_WISH)
+                });
+                self.decision.step.reason = Some(reason.clone());
+                self.decision.step.count_attempt = true;
+                self.decision.step.due_at = Some(after(self.on.now, wait));
+                self.awaited = Some(reason.clone());
+                if *is_urgent {
+                    let (key, text) = match case.activation.code {
+                        None => ("no-code", NO_CODE),
+                        Some(_) => ("unconfirmed", UNCONFIRMED),
+                    };
+                    self.tell(key, text, reason);
+                }
+                return;
+            }
+            Some(Inquiry::Proven { .. } | Inquiry::Stands(_)) | None => {}
+        }
         if case.activation.code.is_none() {
             return self.need_attention(
                 "no-code",
-                "A FortiGate sent an activation code, but its log shows none",
+                NO_CODE,
                 "the log shows no code; read it on the FortiGate (config user fortitoken) or send it again from there",
                 None,
             );
@@ -229,6 +281,46 @@ impl Deciding<'_> {
         }
     }
 
+    /// The device was asked for long enough that somebody should know.
+    fn tell_what_is_awaited(&mut self, reason: &str) {
+        let patience = self
+            .on
+            .route
+            .map_or(UNROUTED_PATIENCE, |r| r.fallback_after);
+        let late = after(self.on.case.activation.received_at, patience);
+        if self.on.now < late {
+            let due = self.decision.step.due_at.map_or(late, |due| due.min(late));
+            self.decision.step.due_at = Some(due);
+            return;
+        }
+        match self.on.case.activation.code {
+            None => self.tell("no-code", NO_CODE, reason),
+            Some(_) => self.tell("late", LATE, reason),
+        }
+    }
+
+    /// A life-cycle event: nothing of it is sent, but somebody may have to hear of it, and the device may be asked whose it is.
+    fn record(&mut self) {
+        let activation = &self.on.case.activation;
+        if activation.stage == Stage::Failed {
+            let token = activation.token.as_deref().unwrap_or("an unknown token");
+            self.tell(
+                "activation-failed",
+                "The activation of a FortiToken failed",
+                &format!("{}, {token}", activation.description),
+            );
+        }
+        if let Some(Inquiry::Waits { after: wish, .. }) = self.on.inquiry
+            && self.on.now < activation.expires_at
+        {
+            let wait = wish.map_or(self.on.lookup_wait, |wish| {
+                wish.clamp(SHORTEST_WISH, LONGEST_WISH)
+            });
+            self.decision.step.count_attempt = true;
+            self.decision.step.due_at = Some(after(self.on.now, wait));
+        }
+    }
+
     /// Everything was called off while it was being sent, and nothing arrived: no fallback may send it after all.
     fn stopped_by_an_operator(&mut self) -> bool {
         let case = self.on.case;
@@ -303,11 +395,7 @@ impl Deciding<'_> {
         let fallback_is_out = fallback.iter().all(|n| self.is_out(n));
         let very_late = self.on.now >= after(case.activation.received_at, route.fallback_after * 2);
         if (late && fallback_is_out) || very_late {
-            self.tell(
-                "late",
-                "An activation code has not been accepted in time",
-                "not accepted yet",
-            );
+            self.tell("late", LATE, "not accepted yet");
         }
         let all_failed = self.decision.step.deliver.is_empty()
             && case.deliveries.iter().any(|d| d.state == State::Failed)
@@ -592,6 +680,7 @@ mod tests {
             code: ActivationCode::parse("EEIOTCU3LENEDJMR"),
             token: None,
             addresses: Vec::new(),
+            origin: Default::default(),
         };
         assert!(activation.code.is_some());
         Case {
@@ -696,6 +785,7 @@ mod tests {
         .into();
         decide(Situation {
             case,
+            inquiry: None,
             route: Some(route),
             channels: &channels,
             lookup,
@@ -751,6 +841,84 @@ mod tests {
         assert_eq!(reasons(&decision), ["no-code"]);
         case.told = decision.step.told;
         assert_eq!(reasons(&look(&case, 1, None, &[])), [""; 0]);
+    }
+
+    fn look_informed(case: &Case, second: i64, inquiry: &Inquiry) -> Decision {
+        decide(Situation {
+            case,
+            inquiry: Some(inquiry),
+            route: Some(&route(&["mail"], &["hook"])),
+            channels: &["mail", "hook", "desk"].map(|name| Facts {
+                name: name.to_owned(),
+                reveals: name != "desk",
+                needs_person: name == "mail",
+                suspended: false,
+                on_uncertain: OnUncertain::Resend,
+            }),
+            lookup: None,
+            hold_mismatch: false,
+            limit: (10, Duration::from_secs(3600)),
+            escalate_unrouted: &[],
+            lookup_wait: Duration::from_secs(15),
+            now: at(second),
+        })
+    }
+
+    #[test]
+    fn a_device_that_is_away_is_asked_again_and_starts_no_fallback() {
+        let mut waiting = case();
+        let away = Inquiry::Waits {
+            reason: "the device is away".to_owned(),
+            after: None,
+            is_urgent: false,
+        };
+        let decision = look_informed(&waiting, 0, &away);
+        assert_eq!(decision.step.state, None);
+        assert_eq!(decision.step.due_at, Some(at(15)));
+        assert_eq!(reasons(&decision), [""; 0]);
+        let late = look_informed(&waiting, 600, &away);
+        assert_eq!(
+            started(&late),
+            [""; 0],
+            "a fallback would carry what is unconfirmed"
+        );
+        assert_eq!(reasons(&late), ["late"]);
+        waiting.activation.code = None;
+        let late = look_informed(&waiting, 600, &away);
+        assert_eq!(reasons(&late), ["no-code"]);
+        assert_eq!(
+            late.step.due_at,
+            Some(at(615)),
+            "it is asked until the code expires"
+        );
+        let over = look_informed(&waiting, 72 * HOUR, &away);
+        assert_eq!(over.step.state, Some(CaseState::Expired));
+    }
+
+    #[test]
+    fn what_the_device_does_not_confirm_waits_for_a_person() {
+        let stops = Inquiry::Stops {
+            key: "unconfirmed",
+            reason: "the device knows another code".to_owned(),
+        };
+        let decision = look_informed(&case(), 0, &stops);
+        assert_eq!(decision.step.state, Some(CaseState::NeedsAttention));
+        assert_eq!(reasons(&decision), ["unconfirmed"]);
+        assert_eq!(started(&decision), [""; 0]);
+        assert_eq!(decision.ended, Some("held"));
+    }
+
+    #[test]
+    fn a_life_cycle_event_sends_nothing_and_a_failed_one_is_told_once() {
+        let mut failed = case();
+        failed.state = CaseState::Recorded;
+        failed.activation.stage = Stage::Failed;
+        failed.activation.code = None;
+        let decision = look(&failed, 0, None, &[]);
+        assert_eq!(reasons(&decision), ["activation-failed"]);
+        assert_eq!((decision.step.state, decision.step.due_at), (None, None));
+        failed.told = decision.step.told;
+        assert_eq!(reasons(&look(&failed, 1, None, &[])), [""; 0]);
     }
 
     #[test]

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::channel::pace::Turns;
+use crate::limits::Rate;
 
 /// A suspended channel tries one delivery in this time.
 pub const PROBE_EVERY: Duration = Duration::from_secs(300);
@@ -15,6 +19,8 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<HealthState>,
+    /// The messages of late, for the channel's pace.
+    pub turns: Turns,
     /// Wakes the channel's worker after a change from outside.
     pub changed: Notify,
 }
@@ -46,9 +52,9 @@ pub enum News {
 }
 
 impl Health {
-    /// What is left of `old` after a reload: a suspension lasts until a try succeeds, but that try is made at once.
-    pub fn reloaded(old: &Self) -> Self {
-        let old = old.look();
+    /// What is left of `before` after a reload: a suspension lasts until a try succeeds, but that try is made at once.
+    pub fn reloaded(before: &Self) -> Self {
+        let old = before.look();
         Self {
             state: Mutex::new(HealthState {
                 suspended: old.suspended,
@@ -56,6 +62,7 @@ impl Health {
                 last_success: old.last_success,
                 ..HealthState::default()
             }),
+            turns: Turns::reloaded(&before.turns),
             changed: Notify::new(),
         }
     }
@@ -79,6 +86,15 @@ impl Health {
             () => concurrency,
         };
         most.saturating_sub(running)
+    }
+
+    /// How many turns the channel's pace has left; an operator's one try has one in spite of it.
+    pub fn free_turns(&self, rates: &[Rate], moment: Instant) -> usize {
+        let free = self.turns.free(rates, moment);
+        match self.lock().lifted {
+            true => free.max(1),
+            false => free,
+        }
     }
 
     /// A try begins: it uses up what an operator lifted, and a suspended channel's probe.

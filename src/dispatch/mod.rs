@@ -2,6 +2,8 @@
 
 pub mod case;
 pub mod health;
+pub mod inquiry;
+pub mod survey;
 pub mod worker;
 
 use std::collections::BTreeMap;
@@ -11,8 +13,6 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use futures_util::StreamExt;
-use futures_util::stream;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::activation::Stage;
 use crate::backoff;
 use crate::channel::Channel;
 use crate::directory::Directories;
@@ -28,10 +29,13 @@ use crate::dispatch::case::Facts;
 use crate::dispatch::case::Situation;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::HealthState;
+use crate::dispatch::survey::Survey;
 use crate::dispatch::worker::Worker;
+use crate::fortios::Fleet;
 use crate::limits;
 use crate::metrics;
 use crate::metrics::Metrics;
+use crate::outbox::Advanced;
 use crate::outbox::Case;
 use crate::outbox::CaseState;
 use crate::outbox::Outbox;
@@ -41,7 +45,7 @@ use crate::recipients::Mismatch;
 use crate::routing::Routes;
 use crate::template::Templates;
 
-/// So many cases are leased at once, and so many are looked up at the same time.
+/// So many cases are looked up at the same time.
 const CASES_AT_ONCE: usize = 32;
 /// Longer than any directory may take.
 const CASE_LEASE: Duration = Duration::from_secs(120);
@@ -58,6 +62,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Who people are.
     pub directories: Directories,
+    /// The devices whose REST API may be asked.
+    pub fleet: Arc<Fleet>,
     /// Which channels an activation takes.
     pub routes: Routes,
     /// The ways out.
@@ -66,6 +72,8 @@ pub struct Settings {
     pub templates: Templates,
     /// What one person may get.
     pub limits: limits::Config,
+    /// So long before its expiry a code that no phone has used is sent once more.
+    pub reminder: Option<Duration>,
     /// Another address in the message than the one found.
     pub mismatch: Mismatch,
     /// How long history is kept.
@@ -183,6 +191,7 @@ impl Dispatcher {
                 outbox: Arc::clone(&self.outbox),
                 settings: Arc::clone(settings),
                 metrics: self.metrics.clone(),
+                clock: Arc::new(Timestamp::now),
             };
             tasks.spawn(Arc::new(worker).run(stop.clone()));
         }
@@ -208,51 +217,67 @@ impl Dispatcher {
         shutdown: CancellationToken,
     ) {
         let mut changed = self.outbox.cases_changed();
+        let mut steps = JoinSet::new();
         while !shutdown.is_cancelled() {
+            while steps.try_join_next().is_some() {}
             changed.mark_unchanged();
             let now = Timestamp::now();
-            let pause = match self
-                .outbox
-                .lease_cases(CASES_AT_ONCE, now, CASE_LEASE)
-                .await
-            {
-                Ok(leased) if leased.items.is_empty() => leased
-                    .next
-                    .map_or(POLL, |t| {
-                        Duration::try_from(t.duration_since(now)).unwrap_or_default()
-                    })
-                    .clamp(SHORTEST_PAUSE, POLL),
-                Ok(leased) => {
-                    let current = Arc::clone(&settings.borrow());
-                    stream::iter(&leased.items)
-                        .for_each_concurrent(CASES_AT_ONCE, |case| self.step(case, &current))
-                        .await;
-                    continue;
+            // A case takes as long as its directory; the others don't wait for it.
+            let free = CASES_AT_ONCE - steps.len();
+            let mut pause = POLL;
+            if free > 0 {
+                match self.outbox.lease_cases(free, now, CASE_LEASE).await {
+                    Ok(leased) if leased.items.is_empty() => {
+                        pause = leased
+                            .next
+                            .map_or(POLL, |t| {
+                                Duration::try_from(t.duration_since(now)).unwrap_or_default()
+                            })
+                            .clamp(SHORTEST_PAUSE, POLL);
+                    }
+                    Ok(leased) => {
+                        for case in leased.items {
+                            let this = Arc::clone(&self);
+                            let current = Arc::clone(&settings.borrow());
+                            steps.spawn(async move { this.step(&case, &current).await });
+                        }
+                        continue;
+                    }
+                    Err(e) => {
+                        warn!("Cases can't be leased: {e}");
+                        pause = OUTBOX_PAUSE;
+                    }
                 }
-                Err(e) => {
-                    warn!("Cases can't be leased: {e}");
-                    OUTBOX_PAUSE
-                }
-            };
+            }
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                Ok(()) = changed.changed() => {}
+                Ok(()) = changed.changed(), if free > 0 => {}
+                Some(_) = steps.join_next() => {}
                 () = sleep(pause) => {}
             }
         }
+        while steps.join_next().await.is_some() {}
     }
 
     async fn step(&self, case: &Case, settings: &Settings) {
-        let route = settings.routes.find(&case.activation);
-        let lookup = if case.state == CaseState::Received
-            && case.activation.code.is_some()
-            && route.is_some()
-        {
-            let domains = route.and_then(|r| r.domains.as_deref());
-            Some(settings.directories.find(&case.activation, domains).await)
-        } else {
-            None
+        let wants_people = case.state == CaseState::Received;
+        let wants_device = !case.reached
+            && (wants_people
+                || (case.state == CaseState::Recorded
+                    && case.activation.stage == Stage::Activated));
+        let survey = match wants_people || wants_device {
+            true => Some(settings.survey(&case.activation, case.released).await),
+            false => None,
         };
+        let evidence = survey.as_ref().and_then(Survey::evidence).cloned();
+        let informed = evidence.as_ref().map(|evidence| Case {
+            activation: evidence.applied_to(&case.activation),
+            ..case.clone()
+        });
+        let known = informed.as_ref().unwrap_or(case);
+        let (inquiry, lookup, trace) =
+            survey.map_or_else(Default::default, |s| (s.inquiry, s.lookup, s.trace));
+        let route = settings.routes.find(&known.activation);
         // Only now: a look-up takes time, and a channel may have been suspended meanwhile.
         let channels = self.facts(settings);
         let now = Timestamp::now();
@@ -261,10 +286,11 @@ impl Dispatcher {
             case.attempt + 1,
             jitter(),
             None,
-            case.activation.expires_at,
+            known.activation.expires_at,
         );
-        let decision = case::decide(Situation {
-            case,
+        let mut decision = case::decide(Situation {
+            case: known,
+            inquiry: inquiry.as_ref(),
             route,
             channels: &channels,
             lookup,
@@ -277,10 +303,13 @@ impl Dispatcher {
             lookup_wait: Duration::try_from(due.duration_since(now)).unwrap_or_default(),
             now,
         });
+        decision.step.evidence = evidence;
+        decision.step.trace = trace;
         if let Some(other) = &decision.mismatch {
             warn!(activation.id = %case.id, "Another address than the one found stands in the message: {other}");
         }
         let wanted = decision.step.state;
+        let waits = decision.step.count_attempt;
         let why = decision.step.reason.clone();
         let ways: Vec<String> = decision
             .step
@@ -288,16 +317,29 @@ impl Dispatcher {
             .iter()
             .map(|d| d.channel.clone())
             .collect();
-        let state = match self.advance(case, decision.step).await {
-            Ok(state) => state,
+        let Advanced {
+            state,
+            superseded,
+            cancelled,
+        } = match self.advance(case, decision.step).await {
+            Ok(advanced) => advanced,
             Err(OutboxError::LostLease) => return,
             Err(e) => {
                 return warn!(activation.id = %case.id, "{} can't be advanced yet: {e}", case.id);
             }
         };
+        for _ in 0..superseded {
+            self.metrics.ended("superseded");
+        }
+        for _ in 0..cancelled {
+            self.metrics.ended("cancelled");
+        }
         let held = wanted == Some(CaseState::Routed) && state == CaseState::NeedsAttention;
         if let Some(outcome) = decision.ended.or(held.then_some("held")) {
             self.metrics.ended(outcome);
+        }
+        if waits && let Some(why) = &why {
+            info!(activation.id = %case.id, "{} waits and is looked at again: {why}", case.id);
         }
         if wanted.is_some() {
             let activation = &case.activation;
@@ -311,7 +353,7 @@ impl Dispatcher {
     }
 
     /// Writes a decision down, as long as the lease lasts: while the outbox is away, nothing else could be done either.
-    async fn advance(&self, case: &Case, step: Step) -> Result<CaseState, OutboxError> {
+    async fn advance(&self, case: &Case, step: Step) -> Result<Advanced, OutboxError> {
         let end = Instant::now() + CASE_LEASE;
         loop {
             match self

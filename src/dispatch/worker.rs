@@ -1,5 +1,6 @@
 //! One channel's worker: leases what is due, sends it, settles it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,12 +10,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
 
+use crate::activation::Activation;
 use crate::backoff;
 use crate::channel::Attempt;
 use crate::channel::Channel;
@@ -65,7 +68,12 @@ pub struct Worker {
     pub settings: Arc<Settings>,
     /// What is counted.
     pub metrics: Metrics,
+    /// The time of day.
+    pub clock: Clock,
 }
+
+/// Tells the time of day; tests have their own.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 impl Worker {
     /// Runs until `stop`; then finishes the tries that are under way and leases no more.
@@ -75,13 +83,15 @@ impl Worker {
         while !stop.is_cancelled() {
             while tries.try_join_next().is_some() {}
             changed.mark_unchanged();
-            let now = Timestamp::now();
+            let (now, moment) = ((self.clock)(), Instant::now());
+            let rates = &self.channel.rates;
             let free = self
                 .health
-                .may_start(tries.len(), self.channel.concurrency, now);
-            let mut next = None;
-            if free > 0 {
-                match self
+                .may_start(tries.len(), self.channel.concurrency, now)
+                .min(self.health.free_turns(rates, moment));
+            let next = match free {
+                0 => self.opens_at(now, moment),
+                free => match self
                     .outbox
                     .lease_deliveries(&self.channel.name, free, now, LEASE)
                     .await
@@ -89,18 +99,19 @@ impl Worker {
                     Ok(leased) => {
                         if !leased.items.is_empty() {
                             self.health.started(now);
+                            self.health.turns.take(leased.items.len(), rates, moment);
                         }
-                        next = leased.next;
                         for lease in leased.items {
                             tries.spawn(Arc::clone(&self).attempt(lease));
                         }
+                        leased.next
                     }
                     Err(e) => {
                         warn!(channel = %self.channel.name, "Deliveries can't be leased: {e}");
-                        next = Some(now.saturating_add(OUTBOX_PAUSE).unwrap_or(now));
+                        Some(now.saturating_add(OUTBOX_PAUSE).unwrap_or(now))
                     }
-                }
-            }
+                },
+            };
             self.rest(free, next, &mut changed, &mut tries, &stop).await;
         }
         while tries.join_next().await.is_some() {}
@@ -115,11 +126,8 @@ impl Worker {
         tries: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) {
-        let wait_until = self.health.look().wait_until;
-        let waiting = free == 0 && tries.is_empty();
-        let until = if waiting { wait_until } else { next };
-        let pause = until.map_or(POLL, |t| {
-            Duration::try_from(t.duration_since(Timestamp::now()))
+        let pause = next.map_or(POLL, |t| {
+            Duration::try_from(t.duration_since((self.clock)()))
                 .unwrap_or_default()
                 .clamp(SHORTEST_PAUSE, POLL)
         });
@@ -132,11 +140,19 @@ impl Worker {
         }
     }
 
+    /// When a try may start again, if more than the tries under way keeps it back `now`.
+    fn opens_at(&self, now: Timestamp, moment: Instant) -> Option<Timestamp> {
+        let wait = self.health.look().wait_until.filter(|until| *until > now);
+        let turn = self.health.turns.next(&self.channel.rates, moment);
+        let turn = now.checked_add(turn.duration_since(moment)).ok();
+        wait.max(turn.filter(|until| *until > now))
+    }
+
     async fn attempt(self: Arc<Self>, lease: Lease) {
         let channel = &self.channel;
         let lost = AtomicBool::new(false);
         let settlement = match self.render(&lease) {
-            _ if Timestamp::now() >= lease.expires_at => Settlement::Expired {
+            _ if (self.clock)() >= lease.expires_at => Settlement::Expired {
                 reason: "the code's life ended".to_owned(),
             },
             Ok((note, recipient)) => {
@@ -169,7 +185,7 @@ impl Worker {
             time_zone: &self.channel.time_zone,
             language,
             id: &lease.message_id,
-            now: Timestamp::now(),
+            now: (self.clock)(),
         };
         let rendered = match &lease.work {
             Work::Activation {
@@ -181,11 +197,26 @@ impl Worker {
                     .routes
                     .find(activation)
                     .and_then(|r| r.language.as_deref());
-                let note = self.settings.templates.activation(
-                    activation,
+                // Where the device has named somebody else than the log, the person reads their own name.
+                let is_meant =
+                    self.settings.directories.person(&activation.user) == activation.person;
+                let addressed = match is_meant {
+                    true => Cow::Borrowed(&**activation),
+                    false => Cow::Owned(Activation {
+                        user: activation.person.clone(),
+                        ..(**activation).clone()
+                    }),
+                };
+                let mut note = self.settings.templates.activation(
+                    &addressed,
                     recipient.as_ref(),
                     &style(language),
                 );
+                if let Ok(note) = &mut note
+                    && let Some(user) = note.event.pointer_mut("/data/user")
+                {
+                    *user = activation.user.clone().into();
+                }
                 (note, recipient.as_ref())
             }
             Work::Escalation(escalation) => (
@@ -220,6 +251,7 @@ impl Worker {
             outbox: &self.outbox,
             lease,
             lost,
+            clock: &self.clock,
         };
         let transcript = Transcript::off();
         let attempt = Attempt {
@@ -243,7 +275,7 @@ impl Worker {
         to: Option<&Recipient>,
         sent: Result<String, SendError>,
     ) -> Settlement {
-        let (name, now) = (&self.channel.name, Timestamp::now());
+        let (name, now) = (&self.channel.name, (self.clock)());
         let retry = |reason: String, after: Option<Duration>| Settlement::Retry {
             due_at: backoff::due(now, lease.attempt, jitter(), after, lease.expires_at),
             reason,
@@ -320,7 +352,7 @@ impl Worker {
                 let text = format!("Channel {name} is suspended until an operator acts");
                 let told = self.tell("suspended", text, reason).await;
                 // Fallbacks start now.
-                let woken = self.outbox.wake_cases(name, Timestamp::now()).await;
+                let woken = self.outbox.wake_cases(name, (self.clock)()).await;
                 told.and(woken)
             }
             News::Resumed => {
@@ -353,25 +385,25 @@ impl Worker {
         if escalations.is_empty() {
             return Ok(());
         }
-        self.outbox.escalate(escalations, Timestamp::now()).await
+        self.outbox.escalate(escalations, (self.clock)()).await
     }
 
     /// Writes the end of a try down. Until that is done the message would go out again, so it is tried as long as the lease lasts.
     async fn settle(&self, lease: &Lease, settlement: Settlement) {
-        let end = Timestamp::now()
+        let end = (self.clock)()
             .saturating_add(LEASE)
             .unwrap_or(Timestamp::MAX);
         loop {
             match self
                 .outbox
-                .settle(lease, settlement.clone(), Timestamp::now())
+                .settle(lease, settlement.clone(), (self.clock)())
                 .await
             {
                 Ok(()) => return,
                 Err(OutboxError::LostLease) => {
                     return warn!(delivery.id = %lease.id, "The result of {} came after its lease had ended", lease.id);
                 }
-                Err(e) if Timestamp::now() < end => {
+                Err(e) if (self.clock)() < end => {
                     warn!(delivery.id = %lease.id, "The result of {} can't be written yet: {e}", lease.id);
                     sleep(OUTBOX_PAUSE).await;
                 }
@@ -386,6 +418,7 @@ impl Worker {
 struct BeginSend<'a> {
     outbox: &'a Arc<dyn Outbox>,
     lease: &'a Lease,
+    clock: &'a Clock,
     /// Somebody else has it now, or it was ended: nothing was sent, and there is nothing to judge.
     lost: &'a AtomicBool,
 }
@@ -393,7 +426,7 @@ struct BeginSend<'a> {
 #[async_trait]
 impl Commit for BeginSend<'_> {
     async fn commit(&self) -> Result<(), SendError> {
-        let now = Timestamp::now();
+        let now = (self.clock)();
         if now >= self.lease.expires_at {
             return Err(SendError::Permanent {
                 reason: "the code's life ended".to_owned(),

@@ -609,6 +609,17 @@ mod tests {
             assert_eq!(both_ways(100, stream)[0], Said::Foreign(protocol));
         }
         assert_eq!(frames("RPX\nRPY 0\nMSG"), ["RPX", "RPY 0", "MSG"]);
+        for (first, protocol) in [
+            (&b"\x16"[..], Protocol::Tls),
+            (b"\x16\x03\x01", Protocol::Tls),
+            (b"\x16\x02", Protocol::Plain),
+            (b"RPY 0 0 ", Protocol::Beep),
+            (b"RPY", Protocol::Plain),
+            (b"713 <189", Protocol::Plain),
+            (b"POST / H", Protocol::Plain),
+        ] {
+            assert_eq!(Protocol::of(first), protocol, "{first:?}");
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub use intake::Outcome;
 pub use intake::Reply;
 pub use network::Network;
 pub use stitch::Stitch;
+pub use stitch::record_of as record_of_stitch;
 pub use tls::Tls;
 
 /// The values of `transport`, one for each variant of [`Config`].
@@ -268,6 +269,15 @@ impl Config {
             Self::Udp(_) | Self::Tcp(_) => None,
             Self::Tls(tls) => tls.server(),
             Self::Stitch(stitch) => stitch.server(),
+        }
+    }
+
+    /// Whether it asks for client certificates, so that their names can be believed.
+    pub fn verifies_clients(&self) -> bool {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => false,
+            Self::Tls(tls) => tls.client_ca.is_some(),
+            Self::Stitch(stitch) => stitch.client_ca.is_some(),
         }
     }
 

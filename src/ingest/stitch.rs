@@ -306,11 +306,13 @@ async fn take(listener: &Listener, peer: IpAddr, from: &Peer, request: Request<I
         Ok(Err(_)) => return Said::new(StatusCode::BAD_REQUEST, "the body broke off"),
         Err(_) => return Said::new(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
     };
-    let record = trim_end(body.trim_ascii_start());
-    if let Some(why) = what_is_wrong(record) {
-        listener.reject(Rejected::Framing, peer);
-        return Said::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    }
+    let record = match record_of(&body) {
+        Ok(record) => record,
+        Err(why) => {
+            listener.reject(Rejected::Framing, peer);
+            return Said::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+        }
+    };
     let was_away = listener.intake.outbox_is_away();
     let Ok(answer) = listener.ask(record.to_vec(), from, room) else {
         return not_now("the relay is stopping");
@@ -325,19 +327,22 @@ async fn take(listener: &Listener, peer: IpAddr, from: &Peer, request: Request<I
     }
 }
 
-/// Why a body can't be a record, as far as that is seen without reading it as one.
-fn what_is_wrong(body: &[u8]) -> Option<String> {
-    if body.is_empty() {
-        return Some("the body is empty; send the log with %%log%%".to_owned());
+/// The record in a request's body, as far as can be told without reading it as one; otherwise why there is none.
+pub fn record_of(body: &[u8]) -> Result<&[u8], String> {
+    let record = trim_end(body.trim_ascii_start());
+    if record.is_empty() {
+        return Err("the body is empty; send the log with %%log%%".to_owned());
     }
-    if body[0] != b'{' {
-        return None;
+    if record[0] != b'{' {
+        return Ok(record);
     }
-    let text = String::from_utf8_lossy(body);
-    let error = serde_json::from_str::<IgnoredAny>(&text).err()?;
-    Some(format!(
-        "the body begins like JSON but is none ({error}); a quote or a backslash in a value breaks the JSON that a stitch puts together, so send the whole log with %%log%% and nothing else"
-    ))
+    let text = String::from_utf8_lossy(record);
+    match serde_json::from_str::<IgnoredAny>(&text) {
+        Ok(_) => Ok(record),
+        Err(error) => Err(format!(
+            "the body begins like JSON but is none ({error}); a quote or a backslash in a value breaks the JSON that a stitch puts together, so send the whole log with %%log%% and nothing else"
+        )),
+    }
 }
 
 fn said(outcome: Outcome) -> Said {

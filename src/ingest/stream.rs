@@ -79,6 +79,16 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    /// Under TLS an end is said (RFC 5425, section 4.4), if the socket takes the few bytes at once.
+    fn drop(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.send_close_notify();
+            drop(session.write_tls(&mut Heard(&self.socket)));
+        }
+    }
+}
+
 /// Reads and writes what is possible at once, as far as tokio knows.
 struct Heard<'a>(&'a TcpStream);
 

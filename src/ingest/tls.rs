@@ -298,7 +298,7 @@ impl Server {
     }
 }
 
-/// Why a handshake failed, for an administrator of FortiGates.
+/// Why a handshake failed, in words that an administrator can act on.
 fn why(error: &(dyn Error + 'static)) -> String {
     let Some(error) = rustls_error(error) else {
         return "it closed the connection during the handshake; perhaps it does not trust the certificate of this listener"

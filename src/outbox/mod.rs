@@ -17,6 +17,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::activation::Activation;
+use crate::activation::ActivationCode;
+use crate::activation::Origin;
+use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::channel::OnUncertain;
 use crate::message::Recipient;
 
@@ -44,14 +48,13 @@ pub trait Outbox: Send + Sync {
         lease: Duration,
     ) -> Result<Leased<Case>, OutboxError>;
 
-    /// Carries out what was decided about a case, all of it or nothing, and ends its lease. The state it is in now: not
-    /// the one of the step if [`Step::limit`] holds it.
+    /// Carries out what was decided about a case, all of it or nothing, and ends its lease.
     async fn advance(
         &self,
         case: &Case,
         step: Step,
         now: Timestamp,
-    ) -> Result<CaseState, OutboxError>;
+    ) -> Result<Advanced, OutboxError>;
 
     /// Leases up to `max` deliveries of one channel that are due.
     async fn lease_deliveries(
@@ -129,6 +132,18 @@ pub enum Stored {
     Duplicate,
 }
 
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advanced {
+    /// The state it is in now: not the one of the step if [`Step::limit`] holds it, or if its code came too late.
+    pub state: CaseState,
+    /// How many pending activations were replaced by [`Step::evidence`], itself included, without those whose end was
+    /// counted before.
+    pub superseded: usize,
+    /// How many an activated token ended, counted in the same way.
+    pub cancelled: usize,
+}
+
 /// What was leased, and when the next one is due if nothing changes before.
 #[derive(Debug)]
 pub struct Leased<T> {
@@ -180,6 +195,8 @@ pub enum State {
     Cancelled,
     /// Waits for a person.
     NeedsAttention,
+    /// A life-cycle event: it is shown, never listed.
+    Recorded,
 }
 
 impl State {
@@ -187,7 +204,12 @@ impl State {
     pub fn is_final(self) -> bool {
         matches!(
             self,
-            Self::Accepted | Self::Failed | Self::Expired | Self::Superseded | Self::Cancelled
+            Self::Accepted
+                | Self::Failed
+                | Self::Expired
+                | Self::Superseded
+                | Self::Cancelled
+                | Self::Recorded
         )
     }
 }
@@ -272,6 +294,110 @@ pub struct Step {
     pub count_attempt: bool,
     /// When to look again; `None`: only when something happens to it.
     pub due_at: Option<Timestamp>,
+    /// What the device said. It is kept even if the limit holds the rest.
+    pub evidence: Option<Evidence>,
+    /// What was believed, and why; what stands in the trace already is not repeated.
+    pub trace: Vec<Finding>,
+}
+
+/// What a device said about an event. For a code: from now on it counts, and may replace others. For an activated
+/// token: whose codes are needed no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// The code that the device holds; `None`: the log's own code stands.
+    pub code: Option<ActivationCode>,
+    /// Until when the code is good; `None`: the device doesn't say.
+    pub expires_at: Option<Timestamp>,
+    /// The serial number of the token.
+    pub token: String,
+    /// Whose token it is, normalised as the log's user is.
+    pub person: String,
+}
+
+impl Evidence {
+    /// The event as it is once this is kept.
+    pub fn applied_to(&self, activation: &Activation) -> Activation {
+        Activation {
+            code: self.code.clone().or_else(|| activation.code.clone()),
+            expires_at: self.expires_at.unwrap_or(activation.expires_at),
+            token: Some(self.token.clone()),
+            person: self.person.clone(),
+            origin: Origin {
+                standing: Standing::Confirmed,
+                ..activation.origin.clone()
+            },
+            ..activation.clone()
+        }
+    }
+}
+
+/// One thing that was believed on the way of a code to its person, and why; never a code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// When.
+    pub at: Timestamp,
+    /// Who or what said it.
+    pub by: By,
+    /// One sentence; addresses are masked.
+    pub said: String,
+}
+
+/// What a [`Finding`] rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// The line of log, or what took its place.
+    Line,
+    /// The rule that took it.
+    Rule,
+    /// The FortiGate, asked by REST.
+    Device,
+    /// A directory.
+    Directory,
+    /// The route.
+    Route,
+}
+
+impl By {
+    /// The word that a trace begins with.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Line => "line",
+            Self::Rule => "rule",
+            Self::Device => "device",
+            Self::Directory => "directory",
+            Self::Route => "route",
+        }
+    }
+}
+
+impl Finding {
+    /// What the line and the rule say about an activation: how every trace begins.
+    pub fn first(activation: &Activation) -> Vec<Self> {
+        let at = activation.received_at;
+        let code = match (activation.stage, &activation.code) {
+            (Stage::CodeSent, Some(_)) => ", with a code",
+            (Stage::CodeSent, None) => ", without a readable code",
+            _ => "",
+        };
+        let rule = format!(
+            "\"{}\" takes {} as {}{code}",
+            activation.rule, activation.logid, activation.stage
+        );
+        let line = Some(&activation.origin.line).filter(|line| !line.is_empty());
+        let line = line.map(|line| Self {
+            at,
+            by: By::Line,
+            said: line.clone(),
+        });
+        line.into_iter()
+            .chain([Self {
+                at,
+                by: By::Rule,
+                said: rule,
+            }])
+            .collect()
+    }
 }
 
 /// `[limits] per_person` for one step.
@@ -470,8 +596,36 @@ pub struct Story {
     pub event_time: Option<Timestamp>,
     /// Who said who the person is.
     pub source: Option<String>,
+    /// The serial number of its token, where the log or the device names it.
+    #[serde(default)]
+    pub token: Option<String>,
+    /// What was believed, and why.
+    #[serde(default)]
+    pub trace: Vec<Finding>,
+    /// Every event of the same token or user on this device, in the order in which they happened, itself included.
+    #[serde(default)]
+    pub life: Vec<Event>,
     /// What happened, oldest first.
     pub history: Vec<Entry>,
+}
+
+/// One event in the life of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The activation's id.
+    pub id: String,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What it was.
+    pub stage: Stage,
+    /// Where it stands.
+    pub state: State,
+    /// The user as logged; empty where the event names none.
+    pub user: String,
+    /// The token.
+    pub token: Option<String>,
+    /// What FortiOS calls it.
+    pub description: String,
 }
 
 /// One line of history.

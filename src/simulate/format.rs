@@ -33,6 +33,19 @@ const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
+/// FortiOS's names and CEF's; the others get a prefix.
+const CEF_NAMES: [(&str, &str); 9] = [
+    ("user", "duser"),
+    ("action", "act"),
+    ("msg", "msg"),
+    ("ui", "sproc"),
+    ("sessionid", "externalId"),
+    ("srcip", "src"),
+    ("srcport", "spt"),
+    ("dstip", "dst"),
+    ("dstport", "dpt"),
+];
+
 impl FromStr for Format {
     type Err = String;
 
@@ -158,26 +171,33 @@ fn cef(pri: &str, fields: &[Field<'_>], out: &mut String) -> std::fmt::Result {
         _ => 2,
     };
     let category = format!("{}:{}", value("type"), value("subtype"));
+    let title: Vec<_> = [category.clone(), value("eventtype"), value("action")]
+        .into_iter()
+        .filter(|word| !word.is_empty())
+        .collect();
     write!(
         out,
-        "{pri}{month} {day:>2} {} {} CEF: 0|Fortinet|Fortigate|v7.4.4|{}|{category} {}|{severity}|deviceExternalId={} cat={category}",
+        "{pri}{month} {day:>2} {} {} CEF: 0|Fortinet|Fortigate|v7.4.4|{}|{}|{severity}|deviceExternalId={}",
         value("time"),
         value("devname"),
         &logid[logid.len().saturating_sub(5)..],
-        value("action"),
+        title.join(" ").replace('\\', "\\\\").replace('|', "\\|"),
         value("devid"),
     )?;
     for field in fields {
         let name = match field.name {
-            "date" | "time" | "devname" | "devid" | "type" => continue,
-            "user" => "duser".to_owned(),
-            "action" => "act".to_owned(),
-            "msg" => "msg".to_owned(),
-            "srcip" => "src".to_owned(),
-            "srcport" => "spt".to_owned(),
-            "dstip" => "dst".to_owned(),
-            "dstport" => "dpt".to_owned(),
-            other => format!("FTNTFGT{other}"),
+            "date" | "time" | "devname" | "devid" => continue,
+            "type" => {
+                write!(out, " cat={category}")?;
+                continue;
+            }
+            other => CEF_NAMES
+                .iter()
+                .find(|(ours, _)| *ours == other)
+                .map_or_else(
+                    || format!("FTNTFGT{other}"),
+                    |(_, theirs)| (*theirs).to_owned(),
+                ),
         };
         let value = field.value().replace('\\', "\\\\").replace('=', "\\=");
         write!(out, " {name}={value}")?;
@@ -214,6 +234,12 @@ mod tests {
     }
 
     #[test]
+    fn a_format_that_is_not_known_is_answered_with_those_that_are() {
+        let said = "syslog".parse::<Format>().unwrap_err();
+        assert!(said.contains("write kv or csv or cef"), "{said}");
+    }
+
+    #[test]
     fn every_format_has_its_shape() {
         let line = "<189>date=2026-11-04 time=10:22:31 devname=\"FGT\" devid=\"FGT1\" eventtime=1795774951123456789 tz=\"+0000\" logid=\"0100038412\" type=\"event\" subtype=\"system\" level=\"notice\" vd=\"root\" user=\"al=ice\" action=\"send\" msg=\"a\"";
         let written = |format: Format| {
@@ -229,7 +255,11 @@ mod tests {
         assert!(
             written(Format::Rfc5424).contains("Z FGT - - - - eventtime=1795774951123456789 tz=")
         );
-        assert!(written(Format::Cef).starts_with("<189>Nov  4 10:22:31 FGT CEF: 0|Fortinet|Fortigate|v7.4.4|38412|event:system send|3|deviceExternalId=FGT1 cat=event:system "));
+        assert!(written(Format::Cef).starts_with("<189>Nov  4 10:22:31 FGT CEF: 0|Fortinet|Fortigate|v7.4.4|38412|event:system send|3|deviceExternalId=FGT1 FTNTFGTeventtime="));
+        assert!(
+            written(Format::Cef)
+                .contains(" FTNTFGTlogid=0100038412 cat=event:system FTNTFGTsubtype=system ")
+        );
         assert!(written(Format::Cef).ends_with("FTNTFGTvd=root duser=al\\=ice act=send msg=a"));
         assert!(
             written(Format::Json).contains("\"eventtime\":1795774951123456789,\"tz\":\"+0000\",")

@@ -74,8 +74,23 @@ fn is_escaped(text: &[u8], at: usize) -> bool {
     run % 2 == 1
 }
 
+/// Whether a quote stands here as it does in the other formats. CEF has no quotes of its own, and doubles every backslash
+/// and escapes every `=` of a value.
+fn is_torn(extension: &[u8]) -> bool {
+    let mut quotes = 0;
+    for at in memchr_iter(b'"', extension) {
+        quotes += 1;
+        let (before, is_field) = (at.wrapping_sub(1), extension[..at].ends_with(b"="));
+        if is_escaped(extension, at) || is_field && !is_escaped(extension, before) {
+            return true;
+        }
+    }
+    quotes % 2 == 1
+}
+
 fn fields<'a>(id: &'a [u8], extension: &'a [u8]) -> Result<Fields<'a>, RecordError> {
     let mut fields = Fields::new(decode);
+    fields.torn = is_torn(extension);
     let mut open: Option<(&[u8], usize)> = None;
     for equals in memchr_iter(b'=', extension) {
         let Some(name) = name_before(extension, equals) else {

@@ -64,7 +64,7 @@ impl Record<'_> {
 }
 
 /// `eventtime` is seconds up to FortiOS 6.0 and nanoseconds from 6.2 on, but not everywhere at once: its length decides.
-fn parse_event_time(text: &str) -> Option<Timestamp> {
+pub fn parse_event_time(text: &str) -> Option<Timestamp> {
     let per_second = match text.len() {
         9..=11 => 1,
         12..=14 => 1_000,

@@ -21,8 +21,10 @@ pub(super) const FORMAT: Format = Format {
 
 fn fields(body: &[u8]) -> Result<Fields<'_>, RecordError> {
     let text = String::from_utf8_lossy(body);
-    let members = Members::deserialize(&mut serde_json::Deserializer::from_str(&text))
-        .map_err(|_| RecordError::Json)?;
+    let mut deserializer = serde_json::Deserializer::from_str(&text);
+    let members = Members::deserialize(&mut deserializer).map_err(|_| RecordError::Json)?;
+    // An object with text behind it is the object of somebody's value, cut out of another message.
+    deserializer.end().map_err(|_| RecordError::Json)?;
     let mut fields = Fields::new(String::from_utf8_lossy);
     for (name, value) in members.0 {
         let Some(value) = value.0 else {

@@ -4,6 +4,9 @@
 //! FortiOS doubles other backslashes only sometimes. So a value that ends in a backslash looks like an escaped quote, and
 //! a quote that FortiOS did not escape like the end. Where two readings are possible, the one counts in which the rest of
 //! the line is well-formed; an attacker can't bring that about, for it takes a bare quote in his text.
+//!
+//! Where a line feed in a value cuts a message in two (a stream whose messages end with LF), the second piece is an
+//! attacker's text up to the quote that closed the value. That quote has no partner, which is how [`Fields::torn`] is told.
 
 use std::borrow::Cow;
 
@@ -43,6 +46,7 @@ pub(super) fn fields(body: &[u8], separator: Separator) -> Result<Fields<'_>, Re
         looks: MAX_LOOKS,
         settled: false,
         doubtful: false,
+        torn: false,
     };
     let mut at = 0;
     // Where the last value was opened and closed, while nothing but its separator has followed.
@@ -50,6 +54,7 @@ pub(super) fn fields(body: &[u8], separator: Separator) -> Result<Fields<'_>, Re
     loop {
         at = scan.skip_separators(at);
         if at >= body.len() {
+            fields.torn = scan.torn;
             return Ok(fields);
         }
         let Some(equals) = scan.name_end(at) else {
@@ -62,7 +67,7 @@ pub(super) fn fields(body: &[u8], separator: Separator) -> Result<Fields<'_>, Re
                     continue;
                 }
             }
-            at = scan.skip_word(at);
+            at = scan.bare(at);
             continue;
         };
         let name = &body[at..equals];
@@ -71,13 +76,15 @@ pub(super) fn fields(body: &[u8], separator: Separator) -> Result<Fields<'_>, Re
             let open = start + 1;
             let end = scan.close(open, open, Follow::Separator);
             // Without a closing quote the value is the rest of the line: FortiOS cuts long messages.
+            // A cut right behind the opening quote is rather a closing one.
+            scan.torn |= end.is_none() && open == body.len();
             let end = end.unwrap_or(body.len());
             quoted = Some((open, end));
             at = end + 1;
             &body[open..end]
         } else {
             quoted = None;
-            at = scan.skip_word(start);
+            at = scan.bare(start);
             &body[start..at]
         };
         fields.push(name, Value::Raw(value))?;
@@ -103,6 +110,8 @@ struct Scan<'a> {
     /// The rest of the line is well-formed if every backslash before a quote is read as its number suggests.
     settled: bool,
     doubtful: bool,
+    /// A quote has no partner.
+    torn: bool,
 }
 
 /// Whether the rest of a line is well-formed, and how.
@@ -133,6 +142,14 @@ impl Scan<'_> {
     #[inline]
     fn skip_word(&self, at: usize) -> usize {
         self.run(at, |byte| !self.separates(byte))
+    }
+
+    /// Behind a word without quotes around it; one inside tells of a torn message.
+    #[inline]
+    fn bare(&mut self, at: usize) -> usize {
+        let end = self.skip_word(at);
+        self.torn |= self.bytes[at..end].contains(&b'"');
+        end
     }
 
     /// The place of the `=` if a field begins at `at`.
@@ -176,6 +193,9 @@ impl Scan<'_> {
                 Follow::Field => self.ends_before_field(from),
             };
             if !follows {
+                // A field behind a separator that the value begins with: the end of another value has opened this one.
+                let first = self.bytes[open];
+                self.torn |= (is_blank(first) || first == b',') && self.bytes[quote - 1] == b'=';
                 continue;
             }
             let run = self.backslashes(open, quote);

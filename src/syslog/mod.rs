@@ -19,6 +19,7 @@ mod keyvalue;
 mod rfc5424;
 
 pub use clock::Claimed;
+pub use clock::parse_event_time;
 pub use gate::Gate;
 
 use header::Header;
@@ -100,6 +101,7 @@ pub(crate) struct Fields<'a> {
     decode: Decode,
     seen: u8,
     doubtful: bool,
+    torn: bool,
 }
 
 /// A value still in the message's bytes, or one that had to be rewritten to be read.
@@ -118,6 +120,7 @@ impl<'a> Fields<'a> {
             decode,
             seen: 0,
             doubtful: false,
+            torn: false,
         }
     }
 
@@ -211,6 +214,12 @@ impl Record<'_> {
     /// Whether a backslash before a quote could be read in two ways and the more sensible one was taken.
     pub fn is_doubtful(&self) -> bool {
         self.fields.doubtful
+    }
+
+    /// Whether a quote has no partner, or in CEF stands as only other formats have it: this may be the second half of a message that a line feed in a value has cut in two,
+    /// and then all of it is what somebody else wrote.
+    pub fn is_torn(&self) -> bool {
+        self.fields.torn
     }
 
     /// The message id: the last six digits of `logid` (CEF writes five). `None`: there is no such number.

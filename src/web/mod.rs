@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use anyhow::Context;
 use axum::Router;
 use axum::extract::ConnectInfo;
+use axum::extract::Path;
 use axum::extract::Request;
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -39,7 +40,10 @@ use crate::metrics::Metrics;
 use crate::outbox;
 use crate::outbox::Filter;
 use crate::outbox::Outbox;
+use crate::outbox::OutboxError;
 use crate::outbox::Row;
+use crate::outbox::Story;
+use crate::pending::Pending;
 use crate::readiness::Readiness;
 use crate::secret::mask_address;
 use crate::seen::Seen;
@@ -65,6 +69,7 @@ pub struct View {
     dispatcher: Arc<Dispatcher>,
     readiness: Arc<Readiness>,
     seen: Arc<Seen>,
+    pending: Arc<Pending>,
     listeners: Mutex<Vec<Arc<ingest::Config>>>,
     pages: Environment<'static>,
 }
@@ -78,12 +83,14 @@ impl View {
         dispatcher: Arc<Dispatcher>,
         readiness: Arc<Readiness>,
         seen: Arc<Seen>,
+        pending: Arc<Pending>,
     ) -> Self {
         let mut pages = Environment::new();
         pages.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
         for (name, text) in [
             ("status.html", include_str!("status.html")),
             ("rows.html", include_str!("rows.html")),
+            ("case.html", include_str!("case.html")),
         ] {
             pages
                 .add_template(name, text)
@@ -96,6 +103,7 @@ impl View {
             dispatcher,
             readiness,
             seen,
+            pending,
             listeners: Mutex::default(),
             pages,
         }
@@ -142,6 +150,7 @@ impl Server {
             .route("/metrics", get(show_metrics));
         let guarded = Router::new()
             .route("/", get(status))
+            .route("/case/{id}", get(case))
             .layer(middleware::from_fn(guard));
         let app = open
             .merge(guarded)
@@ -313,6 +322,81 @@ async fn status(State(view): State<Arc<View>>) -> Response {
     }
 }
 
+/// One row with its proof, its token's life and its history.
+async fn case(State(view): State<Arc<View>>, Path(id): Path<String>) -> Response {
+    let shown = match view.outbox.show(&id).await {
+        Ok(story) => story_page(&view, &story),
+        Err(OutboxError::NotFound(_)) => {
+            return (
+                StatusCode::NOT_FOUND,
+                "There is no such row in the queue.\n",
+            )
+                .into_response();
+        }
+        Err(e) => Err(e.into()),
+    };
+    match shown {
+        Ok(page) => Html(page).into_response(),
+        Err(e) => {
+            warn!("A row can't be shown: {e:#}");
+            let said = format!("It can't be shown: {e}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, said).into_response()
+        }
+    }
+}
+
+fn story_page(view: &View, story: &Story) -> anyhow::Result<String> {
+    let row = &story.row;
+    let device = story.device.as_ref();
+    let facts: Vec<_> = [
+        ("State", Some(word(&row.state))),
+        ("Stage", Some(row.stage.clone())),
+        ("Why", row.last_error.clone()),
+        ("Channel", row.channel.clone()),
+        ("To", row.recipient.as_deref().map(mask_address)),
+        ("Found by", story.source.clone()),
+        (
+            "Device",
+            device.map(|d| format!("{} ({}), VDOM {}", d.name, d.id, d.vdom)),
+        ),
+        ("Token", story.token.clone()),
+        ("Rule", story.rule.clone()),
+        ("Happened", story.event_time.map(second)),
+        ("Received", Some(second(row.created_at))),
+        ("Expires", row.expires_at.map(second)),
+        ("Tries", Some(row.attempts.to_string())),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| value.map(|value| context! { name, value }))
+    .collect();
+    let trace = story.trace.iter();
+    let trace: Vec<_> = trace
+        .map(|f| context! { at => second(f.at), by => f.by.as_str(), said => &f.said })
+        .collect();
+    let life: Vec<_> = story
+        .life
+        .iter()
+        .map(|e| {
+            context! { at => second(e.at), id => &e.id, stage => e.stage.as_str(), state => word(&e.state),
+                user => &e.user, token => &e.token, description => &e.description }
+        })
+        .collect();
+    let history: Vec<_> = story
+        .history
+        .iter()
+        .map(|h| context! { at => second(h.at), channel => &h.channel, what => &h.what })
+        .collect();
+    let page = view
+        .pages
+        .get_template("case.html")?
+        .render(context! { id => &row.id, user => &row.user, facts, trace, life, history })?;
+    Ok(page)
+}
+
+fn second(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
 async fn page(view: &View) -> anyhow::Result<String> {
     let now = Timestamp::now();
     let depth = view.outbox.depth(now).await?;
@@ -375,10 +459,31 @@ async fn page(view: &View) -> anyhow::Result<String> {
             context! { name, suspended => health.suspended, waits, success => health.last_success.map(|t| ago(t, now)) }
         })
         .collect();
+    let answers = view.pending.all();
+    let asked = !answers.is_empty();
+    let mut waiting: Vec<_> = answers.iter().flat_map(|(_, a)| &a.waiting).collect();
+    waiting.sort_by_key(|w| w.expires_at.unwrap_or(Timestamp::MAX));
+    let more_waiting =
+        answers.iter().map(|(_, a)| a.more).sum::<usize>() + waiting.len().saturating_sub(MAX_ROWS);
+    let expired: usize = answers.iter().map(|(_, a)| a.expired).sum();
+    let tokens: Vec<_> = waiting
+        .into_iter()
+        .take(MAX_ROWS)
+        .map(|w| {
+            context! { holder => &w.holder, device => &w.device.name, vdom => &w.device.vdom, token => &w.token,
+                expires => w.expires_at.map(|t| until(t, now)) }
+        })
+        .collect();
+    let unasked: Vec<_> = answers
+        .iter()
+        .filter_map(|(id, a)| a.problem.as_ref().map(|problem| context! { id, problem }))
+        .take(MAX_ROWS)
+        .collect();
     let page = view.pages.get_template("status.html")?.render(context! {
         version => env!("CARGO_PKG_VERSION"), now => now.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
         reasons => view.readiness.reasons(), oldest => depth.oldest.map(|t| ago(t, now)),
         attention, newest, states, listeners, devices, more_devices, strangers, channels, most => MAX_ROWS,
+        asked, tokens, more_waiting, expired, unasked,
     })?;
     Ok(page)
 }

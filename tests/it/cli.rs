@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
+use crate::support::authority::Authority;
 use crate::support::relay::BASE;
 use crate::support::relay::BINARY;
 use crate::support::relay::Relay;
@@ -471,4 +472,151 @@ fn the_fortigates_commands_name_the_listener_and_the_wanted_events() {
             && old.contains("set filter \"logid(32155,32156,32159,38406,38412)\""),
         "{old}"
     );
+}
+
+#[test]
+fn the_fortigates_commands_are_those_of_its_version() {
+    let relay = Relay::prepare(&config());
+    for (version, has, has_not) in [
+        (
+            "6.4",
+            &[
+                "set filter \"logid(32155,32156,32159,38412)\"",
+                "set gtp disable",
+            ][..],
+            &[
+                "free-style",
+                "ztna-traffic",
+                "forti-switch",
+                "http-transaction",
+                "set debug",
+            ][..],
+        ),
+        (
+            "7.0",
+            &[
+                "set filter \"(logid 0100032155 0100032156 0100032159 0100038412)\"",
+                "# from 7.0.4 on: set ztna-traffic disable",
+            ],
+            &["logid(", "forti-switch", "http-transaction"],
+        ),
+        (
+            "7.2",
+            &["    set ztna-traffic disable"],
+            &["7.0.4", "forti-switch"],
+        ),
+        (
+            "7.4",
+            &["# from 7.4.2 on: set forti-switch disable"],
+            &["http-transaction", "set debug"],
+        ),
+        (
+            "7.6",
+            &[
+                "    set forti-switch disable",
+                "    set http-transaction disable",
+                "# from 7.6.3 on: set debug disable",
+            ],
+            &["7.4.2"],
+        ),
+    ] {
+        let printed = out(&relay.cli(&["fortigate-cli", "--fortios", version]));
+        for text in has
+            .iter()
+            .chain(&["set severity information", "set format default"])
+        {
+            assert!(printed.contains(text), "{version}: no {text} in\n{printed}");
+        }
+        for text in has_not {
+            assert!(!printed.contains(text), "{version}: {text} in\n{printed}");
+        }
+        assert_is_well_formed(&printed);
+    }
+    let vdom = out(&relay.cli(&["fortigate-cli", "--vdom", "guests", "--slot", "1"]));
+    for text in [
+        "edit \"guests\"",
+        "set syslog-override enable",
+        "config log syslogd override-setting",
+        "config log syslogd override-filter",
+    ] {
+        assert!(vdom.contains(text), "no {text} in\n{vdom}");
+    }
+}
+
+#[test]
+fn the_fortigates_commands_fit_a_listener_for_tls_or_stitches() {
+    let relay = Relay::prepare("");
+    let authority = Authority::new();
+    let ca = authority.write(relay.dir.path());
+    let identity = authority.sign(&["relay.example.com"]);
+    for (file, text) in [
+        ("server.pem", &identity.certificate_pem),
+        ("server.key", &identity.key_pem),
+    ] {
+        std::fs::write(relay.dir.path().join(file), text).unwrap();
+    }
+    let listeners = format!(
+        "[[listen]]\ntransport = \"tls\"\naddress = \"0.0.0.0:6514\"\ncert = \"server.pem\"\nkey = {{ file = \"server.key\" }}\nclient_ca = \"{}\"\n\
+         [[listen]]\ntransport = \"stitch\"\naddress = \"0.0.0.0:8515\"\ncert = \"server.pem\"\nkey = {{ file = \"server.key\" }}\ntoken = \"a-token-that-nobody-guesses\"\n",
+        ca.display()
+    );
+    relay.configure(&config().replacen("[[listen]]", &format!("{listeners}[[listen]]"), 1));
+    let blocks = |version: &str| {
+        let output = relay.cli(&["fortigate-cli", "--json", "--fortios", version]);
+        let blocks = json(&output);
+        let of = |transport: &str| {
+            let all = blocks.as_array().unwrap();
+            let block = all.iter().find(|b| b["transport"] == transport).unwrap();
+            block["cli"].as_str().unwrap().to_owned()
+        };
+        (of("tls"), of("stitch"))
+    };
+    for version in ["6.4", "7.0", "7.2", "7.4", "7.6"] {
+        let (tls, stitch) = blocks(version);
+        for text in [
+            "set mode reliable",
+            "set port 6514",
+            "set enc-algorithm high-medium",
+            "set ssl-min-proto-version TLSv1-2",
+            "set certificate \"CLIENT_CERTIFICATE\"",
+            "set server \"RELAY_ADDRESS\"",
+        ] {
+            assert!(tls.contains(text), "{version}: no {text} in\n{tls}");
+        }
+        for text in [
+            "set action-type webhook",
+            "set port 8515",
+            "set http-body \"%%log%%\"",
+            "Bearer TOKEN",
+            "set event-type event-log",
+            "not tried on a FortiGate",
+        ] {
+            assert!(stitch.contains(text), "{version}: no {text} in\n{stitch}");
+        }
+        assert!(!stitch.contains("a-token-that"), "{stitch}");
+        let has = |text| stitch.contains(text);
+        assert_eq!(has("config actions"), version != "6.4");
+        assert_eq!(has("config http-headers"), version != "6.4");
+        assert_eq!(has("set logid 38412\n"), version == "6.4");
+        assert_eq!(has("set logid 32155 32156 32159 38412\n"), version != "6.4");
+        assert_eq!(has("up to 7.0.5 instead"), version == "7.0");
+        assert_is_well_formed(&tls);
+        assert_is_well_formed(&stitch);
+    }
+}
+
+/// Every `config` has its `end` and every `edit` its `next`.
+#[track_caller]
+fn assert_is_well_formed(cli: &str) {
+    let mut open = Vec::new();
+    for line in cli.lines().map(str::trim) {
+        match line.split(' ').next().unwrap() {
+            word @ ("config" | "edit") => open.push(word),
+            "end" => assert_eq!(open.pop(), Some("config"), "{cli}"),
+            "next" => assert_eq!(open.pop(), Some("edit"), "{cli}"),
+            "set" => assert!(!open.is_empty(), "{cli}"),
+            word => assert!(word.starts_with('#'), "{line} in\n{cli}"),
+        }
+    }
+    assert_eq!(open, [""; 0], "{cli}");
 }

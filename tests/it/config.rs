@@ -76,6 +76,26 @@ fn the_reference_and_the_quickstart_are_good() {
     assert!(!findings.is_empty());
 }
 
+/// Every configuration of a page about a channel is one that can be used.
+#[test]
+fn the_channels_of_the_pages_are_good() {
+    for page in ["slack", "teams", "sms"] {
+        let path = root().join("docs").join(format!("{page}.md"));
+        let text_of_page = std::fs::read_to_string(path).unwrap();
+        let blocks = text_of_page.split("```toml\n").skip(1);
+        let shown: Vec<_> = blocks.map(|b| b.split("```").next().unwrap()).collect();
+        assert!(!shown.is_empty(), "{page}");
+        let mut config = format!("{BASE}[channel.mail]\ntype = \"file\"\npath = \"mail\"\n");
+        config += &shown.join("");
+        config += "[[route]]\nto = [\"mail\"]\n";
+        let relay = Relay::prepare(&config);
+        let output = relay.cli(&["check"]);
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{page}:\n{said}");
+        assert!(!said.contains(": warning: a secret"), "{page}:\n{said}");
+    }
+}
+
 /// What the reference shows as off is accepted as well.
 #[test]
 fn every_key_that_the_reference_shows_as_off_is_known() {

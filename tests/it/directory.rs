@@ -25,13 +25,13 @@ use serde::Deserialize;
 use toml::Spanned;
 
 /// What `check` says about a configuration.
-struct Said {
+pub struct Said {
     text: String,
     findings: Vec<Finding>,
 }
 
 impl Said {
-    fn of(&self, weight: Weight) -> Vec<&str> {
+    pub fn of(&self, weight: Weight) -> Vec<&str> {
         self.findings
             .iter()
             .filter(|f| f.weight == weight)
@@ -41,7 +41,7 @@ impl Said {
 
     /// There is one such finding, its place holds `at` and its text `what`.
     #[track_caller]
-    fn says(&self, weight: Weight, at: &str, what: &str) {
+    pub fn says(&self, weight: Weight, at: &str, what: &str) {
         let found = self.findings.iter().any(|f| {
             let place = f.span.clone().map_or("", |s| &self.text[s]);
             f.weight == weight && f.text.contains(what) && place.contains(at)
@@ -57,7 +57,7 @@ fn recipients(toml: &str) -> Recipients {
 }
 
 /// Reads `[[directory]]` tables as the configuration does: the key `type` first, then the struct of that kind.
-fn build(toml: &str, dir: &Path) -> (Option<Directories>, Said) {
+pub fn build(toml: &str, dir: &Path) -> (Option<Directories>, Said) {
     let mut check = Check::new(dir, None, true);
     let mut root = toml::de::DeTable::parse(toml).unwrap().into_inner();
     let toml::de::DeValue::Array(tables) = root.remove("directory").unwrap().into_inner() else {
@@ -77,7 +77,7 @@ fn build(toml: &str, dir: &Path) -> (Option<Directories>, Said) {
         })
         .collect();
     let people = recipients("domains = [\"example.com\", \"example.org\"]");
-    let directories = Directories::build(configs, people, &mut check);
+    let directories = Directories::build(configs, people, None, &mut check);
     assert_eq!(directories.is_none(), check.has_problems());
     let said = Said {
         text: toml.to_owned(),
@@ -86,7 +86,7 @@ fn build(toml: &str, dir: &Path) -> (Option<Directories>, Said) {
     (directories, said)
 }
 
-fn built(toml: &str, dir: &Path) -> Directories {
+pub fn built(toml: &str, dir: &Path) -> Directories {
     let (directories, said) = build(toml, dir);
     directories.unwrap_or_else(|| panic!("{:#?}", said.findings))
 }
@@ -96,7 +96,7 @@ fn nowhere() -> &'static Path {
 }
 
 /// The event of a user on FGT-A, VDOM root, whose name is normalised already.
-fn event(person: &str) -> Activation {
+pub fn event(person: &str) -> Activation {
     Activation {
         event_id: "e".to_owned(),
         device: Device {
@@ -118,6 +118,7 @@ fn event(person: &str) -> Activation {
         code: None,
         token: None,
         addresses: Vec::new(),
+        origin: Default::default(),
     }
 }
 
@@ -128,7 +129,7 @@ fn event_naming(person: &str, addresses: &[&str]) -> Activation {
     }
 }
 
-async fn email(directories: &Directories, who: &Activation) -> Option<String> {
+pub async fn email(directories: &Directories, who: &Activation) -> Option<String> {
     match directories.find(who, None).await.unwrap() {
         Lookup::Found { recipient, .. } => Some(recipient.email),
         _ => None,

@@ -543,3 +543,62 @@ async fn cancelling_one_of_two_ways_is_no_end_but_cancelling_both_is_one() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_pace_wait_in_the_outbox_untried_and_a_reload_gives_no_turn_back() {
+    let sink = hook(&always(204)).await;
+    let config = |pace: &str| {
+        let channel = channel("hook", &sink);
+        format!("{BASE}{channel}{pace}concurrency = 2\n[[route]]\nto = [\"hook\"]\n")
+    };
+    let relay = Relay::start(&config("pace = \"3/h\"\n"));
+    for n in 0..6 {
+        relay.send_udp(&Event::code(n, &format!("user{n}")).line());
+    }
+    until("three to go out and three to wait", || {
+        let states = relay.states();
+        let count = |state: &str| states.iter().filter(|s| *s == state).count();
+        (count("accepted") == 3 && count("pending") == 3).then_some(())
+    });
+    relay.configure(&config("pace = \"4/h\"\n"));
+    relay.signal(rustix::process::Signal::HUP);
+    until("one more to go out", || {
+        (relay.states().iter().filter(|s| *s == "accepted").count() == 4).then_some(())
+    });
+    let waiting: Vec<_> = relay
+        .queue()
+        .into_iter()
+        .filter(|row| row["state"] == "pending")
+        .collect();
+    assert_eq!(waiting.len(), 2);
+    assert!(
+        waiting.iter().all(|row| row["attempts"] == 0),
+        "{waiting:?}"
+    );
+    assert_eq!(sink.requests().len(), 4);
+    let id = waiting[0]["id"].as_str().unwrap();
+    assert!(relay.cli(&["queue", "retry", id]).status.success());
+    until("the one that an operator wants", || {
+        (codes(&sink).len() == 5).then_some(())
+    });
+    relay.configure(&config(""));
+    relay.signal(rustix::process::Signal::HUP);
+    until("the rest", || (codes(&sink).len() == 6).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_hangs_delays_no_other() {
+    let hanging = HttpSink::start(|_| crate::support::http_sink::Answer::Silence).await;
+    let quick = hook(&always(204)).await;
+    let channels = channel("slow", &hanging) + &channel("quick", &quick);
+    let relay = Relay::start(&format!(
+        "{BASE}{channels}[[route]]\nto = [\"slow\", \"quick\"]\n"
+    ));
+    for n in 0..20 {
+        relay.send_udp(&Event::code(n, &format!("user{n}")).line());
+    }
+    until("all by the quick one", || {
+        (codes(&quick).len() == 20).then_some(())
+    });
+    assert_eq!(hanging.requests().len(), 1, "its one try has not ended yet");
+}

@@ -21,6 +21,7 @@ use ftm_relay::metrics::ListenerMetrics;
 use ftm_relay::metrics::Metrics;
 use ftm_relay::metrics::Rejected;
 use ftm_relay::settings::Check;
+use ftm_relay::simulate::Identity;
 use ftm_relay::simulate::Simulation;
 use jiff::Timestamp;
 use tokio::io::AsyncReadExt;
@@ -725,6 +726,7 @@ async fn a_simulated_fortigate_is_heard_over_every_transport() {
         let mut relay = serve(config);
         let simulation = Simulation {
             to: format!("{scheme}://{}", relay.address).parse().unwrap(),
+            identity: Identity::default(),
             format: "kv".parse().unwrap(),
             fortios: "7.4".to_owned(),
             users: Vec::new(),
@@ -761,6 +763,7 @@ async fn a_simulation_keeps_its_pace_and_says_what_is_wrong() {
     let mut relay = serve(udp(""));
     let simulation = Simulation {
         to: format!("udp://{}", relay.address).parse().unwrap(),
+        identity: Identity::default(),
         format: "kv".parse().unwrap(),
         fortios: "7.4".to_owned(),
         users: vec!["zoe".to_owned()],

@@ -20,6 +20,7 @@ use May::ImportAll;
 const TABLE: &[(&str, May)] = &[
     // The ground: nothing of ours.
     ("backoff", Import(&[])),
+    ("domain", Import(&[])),
     ("frame", Import(&[])),
     ("glob", Import(&[])),
     ("limits", Import(&[])),
@@ -31,7 +32,7 @@ const TABLE: &[(&str, May)] = &[
     // How configuration is read, and what is spoken about.
     ("settings", Import(&["secret"])),
     ("tls", Import(&["settings"])),
-    ("recipients", Import(&["settings"])),
+    ("recipients", Import(&["domain", "settings"])),
     ("activation", Import(&["secret"])),
     ("message", Import(&["secret"])),
     // From bytes to an activation.
@@ -61,25 +62,41 @@ const TABLE: &[(&str, May)] = &[
         ]),
     ),
     // From an activation to a person.
-    ("channel", Import(&["message", "secret", "settings", "tls"])),
+    (
+        "channel",
+        Import(&["domain", "limits", "message", "secret", "settings", "tls"]),
+    ),
     (
         "outbox",
         Import(&["activation", "channel", "message", "secret", "settings"]),
     ),
     (
+        "fortios",
+        Import(&[
+            "activation",
+            "devices",
+            "secret",
+            "settings",
+            "syslog",
+            "tls",
+        ]),
+    ),
+    (
         "directory",
         Import(&[
             "activation",
+            "fortios",
             "glob",
             "message",
             "recipients",
             "secret",
             "settings",
+            "tls",
         ]),
     ),
     (
         "routing",
-        Import(&["activation", "glob", "recipients", "settings"]),
+        Import(&["activation", "domain", "glob", "recipients", "settings"]),
     ),
     (
         "template",
@@ -92,6 +109,7 @@ const TABLE: &[(&str, May)] = &[
             "backoff",
             "channel",
             "directory",
+            "fortios",
             "limits",
             "message",
             "metrics",
@@ -103,10 +121,18 @@ const TABLE: &[(&str, May)] = &[
             "template",
         ]),
     ),
+    (
+        "catch_up",
+        Import(&["activation", "dispatch", "fortios", "frame", "metrics"]),
+    ),
     // How it is watched and asked.
     ("readiness", Import(&[])),
     ("seen", Import(&["activation", "frame", "metrics"])),
-    ("control", Import(&["outbox"])),
+    ("control", Import(&["activation", "outbox"])),
+    (
+        "pending",
+        Import(&["activation", "dispatch", "fortios", "settings"]),
+    ),
     (
         "web",
         Import(&[
@@ -114,6 +140,7 @@ const TABLE: &[(&str, May)] = &[
             "ingest",
             "metrics",
             "outbox",
+            "pending",
             "readiness",
             "secret",
             "seen",
@@ -132,6 +159,7 @@ const PURE: &[&str] = &[
     "activation",
     "backoff",
     "devices",
+    "domain",
     "frame",
     "glob",
     "limits",

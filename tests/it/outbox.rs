@@ -13,16 +13,21 @@ use crate::support::until;
 use ftm_relay::activation::Activation;
 use ftm_relay::activation::ActivationCode;
 use ftm_relay::activation::Device;
+use ftm_relay::activation::Origin;
 use ftm_relay::activation::Stage;
+use ftm_relay::activation::Standing;
 use ftm_relay::channel::OnUncertain;
 use ftm_relay::message::Recipient;
 use ftm_relay::outbox;
+use ftm_relay::outbox::By;
 use ftm_relay::outbox::Case;
 use ftm_relay::outbox::CaseState;
 use ftm_relay::outbox::Command;
 use ftm_relay::outbox::Escalate;
 use ftm_relay::outbox::Escalation;
+use ftm_relay::outbox::Evidence;
 use ftm_relay::outbox::Filter;
+use ftm_relay::outbox::Finding;
 use ftm_relay::outbox::Lease;
 use ftm_relay::outbox::Limit;
 use ftm_relay::outbox::NewDelivery;
@@ -105,6 +110,15 @@ every_backend! {
     a_channels_cases_are_woken
     sleepers_are_woken
     a_life_cycle_event_is_history_only
+    a_code_that_the_device_named_goes_out_sealed_and_until_its_own_expiry
+    a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newer
+    a_provisional_code_replaces_nothing_until_it_is_confirmed
+    an_event_whose_code_was_found_is_known_when_it_comes_again_with_its_code
+    an_activated_token_ends_the_codes_of_its_owner_alone
+    a_code_that_comes_after_its_token_was_activated_does_not_go_out
+    the_events_of_a_token_are_one_story_in_whatever_order_they_came
+    an_administrator_who_asks_for_many_tokens_ties_no_stories_together
+    a_trace_is_kept_without_repeating_itself
     the_list_and_the_depth_agree
     the_story_is_told_without_code_and_address
     an_unknown_row_is_not_found
@@ -142,6 +156,7 @@ fn event(user: &str, code: &str, at: Timestamp) -> Activation {
         code: ActivationCode::captured(code),
         token: None,
         addresses: vec![format!("{user}@example.com")],
+        origin: Origin::default(),
     }
 }
 
@@ -1499,12 +1514,342 @@ async fn a_life_cycle_event_is_history_only(home: &dyn Home) {
             .any(|e| e.what.contains("Token activated (activated)")),
         "{told:?}"
     );
-    let Err(OutboxError::Refused(why)) = outbox.show(&recorded).await else {
-        panic!("it is no row")
+    let shown = outbox.show(&recorded).await.unwrap();
+    assert_eq!(shown.row.state, State::Recorded);
+    let retried = outbox.command(&recorded, Command::Retry, at).await;
+    let Err(OutboxError::Refused(why)) = retried else {
+        panic!("there is nothing to deliver")
     };
     assert!(
         why.contains(&recorded) && why.contains("activated"),
         "{why}"
+    );
+}
+
+const TOKEN: &str = "FTKMOB6549A91140";
+
+/// Event 38412 as FortiOS may log it from 7.6.3 on.
+fn without_code(user: &str, at: Timestamp) -> Activation {
+    Activation {
+        code: None,
+        ..event(user, CODE_A, at)
+    }
+}
+
+fn named(user: &str, code: Option<&str>) -> Evidence {
+    Evidence {
+        code: code.and_then(ActivationCode::captured),
+        expires_at: None,
+        token: TOKEN.to_owned(),
+        person: user.to_owned(),
+    }
+}
+
+fn proven(user: &str, code: Option<&str>) -> Step {
+    Step {
+        evidence: Some(named(user, code)),
+        ..route(user, vec![by("mail")])
+    }
+}
+
+fn of_token(stage: Stage, user: &str, token: &str, at: Timestamp) -> Activation {
+    Activation {
+        event_id: format!("{stage}-{token}-{}", at.as_second()),
+        stage,
+        token: Some(token.to_owned()),
+        description: format!("token {stage}"),
+        ..without_code(user, at)
+    }
+}
+
+async fn a_code_that_the_device_named_goes_out_sealed_and_until_its_own_expiry(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let id = put(&*outbox, without_code("alice", at)).await;
+    let step = Step {
+        evidence: Some(Evidence {
+            expires_at: Some(after(at, 3600)),
+            ..named("alice", Some(CODE_A))
+        }),
+        ..route("alice", vec![by("mail")])
+    };
+    let leased = case(&*outbox, &id, at).await;
+    let advanced = outbox.advance(&leased, step, at).await.unwrap();
+    assert_eq!(
+        (advanced.state, advanced.superseded),
+        (CaseState::Routed, 0)
+    );
+    let sent = lease(&*outbox, "mail", at).await;
+    assert_eq!(code_of(&sent), CODE_A);
+    assert_eq!(sent.expires_at, after(at, 3600));
+    let Work::Activation { activation, .. } = &sent.work else {
+        panic!("it is an activation")
+    };
+    assert_eq!(activation.addresses, ["alice@example.com"]);
+    assert_eq!(activation.token.as_deref(), Some(TOKEN));
+    assert_eq!(activation.origin.standing, Standing::Confirmed);
+    // After a kill it is still there, under the same name.
+    drop(outbox);
+    let outbox = home.open();
+    let again = lease(&*outbox, "mail", after(at, 61)).await;
+    assert_eq!(
+        (code_of(&again), again.message_id),
+        (CODE_A.to_owned(), sent.message_id)
+    );
+}
+
+async fn a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newer(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let old = routed(
+        &*outbox,
+        event("alice", CODE_B, after(at, -60)),
+        vec![by("mail")],
+    )
+    .await;
+    let id = put(&*outbox, without_code("alice", at)).await;
+    assert_eq!(
+        state(&*outbox, &old).await,
+        State::Received,
+        "no code, no replacement"
+    );
+    let leased = case(&*outbox, &id, at).await;
+    let advanced = outbox
+        .advance(&leased, proven("alice", Some(CODE_A)), at)
+        .await
+        .unwrap();
+    assert_eq!(advanced.superseded, 1);
+    assert_eq!(state(&*outbox, &old).await, State::Superseded);
+
+    let earlier = put(&*outbox, without_code("alice", after(at, -30))).await;
+    let leased = case(&*outbox, &earlier, at).await;
+    let advanced = outbox
+        .advance(&leased, proven("alice", Some(CODE_B)), at)
+        .await
+        .unwrap();
+    assert_eq!(
+        (advanced.state, advanced.superseded),
+        (CaseState::Superseded, 1)
+    );
+    let sent = lease(&*outbox, "mail", at).await;
+    assert_eq!(code_of(&sent), CODE_A);
+    assert!(is_idle(&*outbox, "mail", at).await);
+}
+
+async fn a_provisional_code_replaces_nothing_until_it_is_confirmed(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let provisional = |code, at| Activation {
+        origin: Origin {
+            standing: Standing::Provisional,
+            ..Origin::default()
+        },
+        ..event("alice", code, at)
+    };
+    let real = put(&*outbox, provisional(CODE_A, at)).await;
+    let leased = case(&*outbox, &real, at).await;
+    outbox
+        .advance(&leased, proven("alice", None), at)
+        .await
+        .unwrap();
+    // Forged: the same user, a later time.
+    let forged = put(&*outbox, provisional(CODE_B, after(at, 60))).await;
+    let sent = lease(&*outbox, "mail", after(at, 60)).await;
+    assert_eq!(code_of(&sent), CODE_A);
+    outbox
+        .settle(&sent, later(after(at, 70)), after(at, 61))
+        .await
+        .unwrap();
+    assert_eq!(state(&*outbox, &forged).await, State::Received);
+    // Had the device confirmed it, it would have replaced the other.
+    let leased = case(&*outbox, &forged, after(at, 61)).await;
+    let advanced = outbox
+        .advance(&leased, proven("alice", None), after(at, 61))
+        .await
+        .unwrap();
+    assert_eq!(advanced.superseded, 1);
+    assert_eq!(
+        code_of(&lease(&*outbox, "mail", after(at, 80)).await),
+        CODE_B
+    );
+}
+
+async fn an_event_whose_code_was_found_is_known_when_it_comes_again_with_its_code(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let id = put(&*outbox, without_code("alice", at)).await;
+    let leased = case(&*outbox, &id, at).await;
+    outbox
+        .advance(&leased, proven("alice", Some(CODE_A)), at)
+        .await
+        .unwrap();
+    let again = outbox.put(vec![event("alice", CODE_A, at)]).await.unwrap();
+    assert_eq!(again, [Stored::Duplicate]);
+    let again = outbox.put(vec![without_code("alice", at)]).await.unwrap();
+    assert_eq!(again, [Stored::Duplicate]);
+    // The other way round.
+    routed(&*outbox, event("bob", CODE_B, at), vec![by("mail")]).await;
+    let blank = put(&*outbox, without_code("bob", at)).await;
+    let leased = case(&*outbox, &blank, at).await;
+    let advanced = outbox
+        .advance(&leased, proven("bob", Some(CODE_B)), at)
+        .await
+        .unwrap();
+    assert_eq!(advanced.state, CaseState::Superseded);
+    let mails = outbox.lease_deliveries("mail", 9, at, LEASE).await.unwrap();
+    assert_eq!(mails.items.len(), 2);
+}
+
+async fn an_activated_token_ends_the_codes_of_its_owner_alone(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let alice = routed(&*outbox, event("alice", CODE_A, at), vec![by("mail")]).await;
+    let bob = routed(&*outbox, event("bob", CODE_B, at), vec![by("mail")]).await;
+    let activated = of_token(Stage::Activated, "", TOKEN, after(at, 60));
+    let id = put(&*outbox, activated).await;
+    assert_eq!(
+        state(&*outbox, &alice).await,
+        State::Received,
+        "nobody knows whose it is"
+    );
+    let leased = case(&*outbox, &id, after(at, 60)).await;
+    let tied = Step {
+        evidence: Some(named("alice", None)),
+        ..Step::default()
+    };
+    let advanced = outbox.advance(&leased, tied, after(at, 61)).await.unwrap();
+    assert_eq!(
+        (advanced.state, advanced.cancelled),
+        (CaseState::Recorded, 1)
+    );
+    assert_eq!(state(&*outbox, &alice).await, State::Cancelled);
+    assert_eq!(
+        delivery(&*outbox, "alice", "mail").await.state,
+        State::Cancelled
+    );
+    assert_eq!(
+        outbox.sweep(at, DAY).await.unwrap().wiped,
+        0,
+        "wiped at once"
+    );
+    assert_eq!(state(&*outbox, &bob).await, State::Received);
+    assert_eq!(
+        code_of(&lease(&*outbox, "mail", after(at, 61)).await),
+        CODE_B
+    );
+}
+
+async fn a_code_that_comes_after_its_token_was_activated_does_not_go_out(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let id = put(
+        &*outbox,
+        of_token(Stage::Activated, "", TOKEN, after(at, 60)),
+    )
+    .await;
+    let leased = case(&*outbox, &id, after(at, 60)).await;
+    let tied = Step {
+        evidence: Some(named("alice", None)),
+        ..Step::default()
+    };
+    outbox.advance(&leased, tied, after(at, 60)).await.unwrap();
+    let late = put(&*outbox, event("alice", CODE_A, at)).await;
+    assert_eq!(state(&*outbox, &late).await, State::Cancelled);
+    let blank = put(&*outbox, without_code("alice", after(at, 1))).await;
+    assert_eq!(state(&*outbox, &blank).await, State::Cancelled);
+    let newer = put(&*outbox, event("alice", CODE_B, after(at, 120))).await;
+    assert_eq!(
+        state(&*outbox, &newer).await,
+        State::Received,
+        "sent after the activation"
+    );
+    let other = put(&*outbox, event("bob", CODE_A, at)).await;
+    assert_eq!(state(&*outbox, &other).await, State::Received);
+}
+
+async fn the_events_of_a_token_are_one_story_in_whatever_order_they_came(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let activated = put(
+        &*outbox,
+        of_token(Stage::Activated, "", TOKEN, after(at, 90)),
+    )
+    .await;
+    let sent = put(&*outbox, event("alice", CODE_A, after(at, 10))).await;
+    let requested = put(&*outbox, of_token(Stage::Requested, "alice", TOKEN, at)).await;
+    let failed = put(&*outbox, of_token(Stage::Failed, "", TOKEN, after(at, 50))).await;
+    put(&*outbox, event("bob", CODE_B, after(at, 20))).await;
+    put(
+        &*outbox,
+        of_token(Stage::Failed, "", "FTKMOB83F91CD33B", after(at, 50)),
+    )
+    .await;
+    let whole = [&requested, &sent, &failed, &activated];
+    for id in whole {
+        let life = outbox.show(id).await.unwrap().life;
+        let ids: Vec<&String> = life.iter().map(|e| &e.id).collect();
+        assert_eq!(ids, whole, "as {id} tells it");
+    }
+    let life = outbox.show(&sent).await.unwrap().life;
+    assert_eq!(
+        (life[1].stage, life[1].state, life[3].state),
+        (Stage::CodeSent, State::Received, State::Recorded)
+    );
+}
+
+async fn an_administrator_who_asks_for_many_tokens_ties_no_stories_together(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let other = "FTKMOB83F91CD33B";
+    let first = put(&*outbox, of_token(Stage::Requested, "admin", TOKEN, at)).await;
+    put(&*outbox, of_token(Stage::Requested, "admin", other, at)).await;
+    put(
+        &*outbox,
+        of_token(Stage::Activated, "", other, after(at, 9)),
+    )
+    .await;
+    put(&*outbox, event("admin", CODE_A, after(at, 5))).await;
+    let life = outbox.show(&first).await.unwrap().life;
+    assert_eq!(life.len(), 1, "{life:?}");
+}
+
+async fn a_trace_is_kept_without_repeating_itself(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let id = put(
+        &*outbox,
+        Activation {
+            origin: Origin {
+                line: "kv, 400 bytes, from 10.0.0.1 on the listener core".to_owned(),
+                ..Origin::default()
+            },
+            ..event("alice", CODE_A, at)
+        },
+    )
+    .await;
+    for seconds in [0, 5, 9] {
+        let leased = case(&*outbox, &id, after(at, seconds)).await;
+        let said = |said: &str| Finding {
+            at: after(at, seconds),
+            by: By::Directory,
+            said: said.to_owned(),
+        };
+        let step = Step {
+            trace: vec![said("ldap: is away"), said(&format!("asked {seconds}"))],
+            due_at: Some(after(at, seconds)),
+            ..Step::default()
+        };
+        outbox.advance(&leased, step, at).await.unwrap();
+    }
+    let trace = outbox.show(&id).await.unwrap().trace;
+    let said: Vec<(By, &str)> = trace.iter().map(|f| (f.by, f.said.as_str())).collect();
+    assert_eq!(
+        said,
+        [
+            (
+                By::Line,
+                "kv, 400 bytes, from 10.0.0.1 on the listener core"
+            ),
+            (
+                By::Rule,
+                "\"activation code\" takes 38412 as code-sent, with a code"
+            ),
+            (By::Directory, "ldap: is away"),
+            (By::Directory, "asked 0"),
+            (By::Directory, "asked 5"),
+            (By::Directory, "asked 9"),
+        ]
     );
 }
 

@@ -26,11 +26,15 @@ use crate::support::postfix::USERNAME;
 const CODE: &str = "EEIOTCU3LENEDJMR";
 
 fn channel(port: u16, tls: &str, ca: &Path, password: Option<&str>) -> Smtp {
+    channel_with(port, tls, ca, password, "")
+}
+
+fn channel_with(port: u16, tls: &str, ca: &Path, password: Option<&str>, keys: &str) -> Smtp {
     let login = password.map_or_else(String::new, |password| {
         format!("auth = \"password\"\nusername = \"{USERNAME}\"\npassword = \"{password}\"")
     });
     let keys = format!(
-        "host = \"127.0.0.1\"\nport = {port}\ntls = \"{tls}\"\nca_file = \"{}\"\nfrom = \"Jürgen's Desk <desk@example.net>\"\n{login}",
+        "host = \"127.0.0.1\"\nport = {port}\ntls = \"{tls}\"\nca_file = \"{}\"\nfrom = \"Jürgen's Desk <desk@example.net>\"\n{login}\n{keys}",
         ca.display()
     );
     let mut check = Check::new("/", None, true);
@@ -62,6 +66,7 @@ async fn send(smtp: &Smtp, email: &str) -> Result<Receipt, SendError> {
         text: format!("Grüße!\n\n.\n{CODE}\n"),
         html: format!("<p>Grüße!</p>\n<p>{CODE}</p>\n"),
         chat: Vec::new(),
+        short: String::new(),
         event: serde_json::Value::Null,
         language: "de".to_owned(),
         expires_at: "2099-01-01T00:00:00Z".parse().unwrap(),
@@ -241,6 +246,59 @@ async fn an_unknown_person_is_final_and_a_refused_relay_suspends() {
         "{outcome:?}"
     );
     assert!(reason(&outcome).contains("554 5.7.1"), "{outcome:?}");
+    send(&smtp, "alice@example.com").await.unwrap();
+    postfix.mails("alice", 1).await;
+}
+
+#[tokio::test]
+async fn a_bounce_brings_back_the_head_and_not_the_code() {
+    let postfix = Postfix::start().await;
+    let bounces = "return_path = \"alice@example.com\"";
+    let smtp = channel_with(postfix.submission, "starttls", &postfix.ca, None, bounces);
+    send(&smtp, "bounce@example.com").await.unwrap();
+    let bounce = postfix.mails("alice", 1).await.remove(0);
+    for part in [
+        "Original-Envelope-Id: 5f2c",
+        "Original-Recipient: rfc822;bounce@example.com",
+        "Action: failed",
+        "Content-Type: text/rfc822-headers",
+        "Message-ID: <5f2c@example.net>",
+    ] {
+        assert!(bounce.contains(part), "{part} is not in\n{bounce}");
+    }
+    assert!(!bounce.contains(CODE), "{bounce}");
+
+    // Without the request Postfix sends the whole mail back.
+    let keys = format!("{bounces}\ndsn = false");
+    let smtp = channel_with(postfix.submission, "starttls", &postfix.ca, None, &keys);
+    send(&smtp, "bounce@example.com").await.unwrap();
+    let mails = postfix.mails("alice", 2).await;
+    assert_eq!(mails.iter().filter(|mail| mail.contains(CODE)).count(), 1);
+}
+
+#[tokio::test]
+async fn a_mailbox_with_letters_outside_ascii_is_reached() {
+    let postfix = Postfix::start().await;
+    let smtp = channel(postfix.submission, "starttls", &postfix.ca, None);
+    send(&smtp, "jürgen@example.com").await.unwrap();
+    let mail = postfix.mails("juergen", 1).await.remove(0);
+    assert!(mail.contains("<jürgen@example.com>"), "{mail}");
+}
+
+#[tokio::test]
+async fn a_relay_that_is_gone_is_replaced_by_one_that_runs() {
+    let postfix = Postfix::start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = listener.local_addr().unwrap();
+    drop(listener);
+    let keys = format!(
+        "hosts = [\"{gone}\", \"127.0.0.1:{}\"]\nca_file = \"{}\"\nfrom = \"desk@example.net\"",
+        postfix.submission,
+        postfix.ca.display()
+    );
+    let mut check = Check::new("/", None, true);
+    let config: smtp::Config = toml::from_str(&keys).unwrap();
+    let smtp = config.build(Duration::from_secs(20), &mut check).unwrap();
     send(&smtp, "alice@example.com").await.unwrap();
     postfix.mails("alice", 1).await;
 }

@@ -16,6 +16,17 @@ use crate::support::until;
 
 const CODES: u32 = 6;
 
+/// Everybody has a phone.
+fn people() -> String {
+    let person = |n| {
+        format!(
+            "{{ user = \"user{n}\", email = \"user{n}@example.com\", phone = \"+1415555010{n}\" }}"
+        )
+    };
+    let people: Vec<_> = (0..CODES).map(person).collect();
+    format!("type = \"table\"\npeople = [{}]", people.join(", "))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_code_and_no_secret_stands_in_any_output_or_file() {
     // A next hop that repeats everything it is told.
@@ -26,13 +37,18 @@ async fn no_code_and_no_secret_stands_in_any_output_or_file() {
     .await;
     let hook_secret = BASE64_STANDARD.encode([b'k'; 32]);
     let config = format!(
-        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}?sig=TOPSECRETSIG\"\nsecret = {{ env = \"HOOK_SECRET\" }}\nheaders = {{ Authorization = {{ env = \"HOOK_TOKEN\" }} }}\n[[route]]\nto = [\"hook\"]\n",
-        echo.url("/in")
-    );
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"{}?sig=TOPSECRETSIG\"\nsecret = {{ env = \"HOOK_SECRET\" }}\nheaders = {{ Authorization = {{ env = \"HOOK_TOKEN\" }} }}\n[channel.dm]\ntype = \"slack\"\ntoken = {{ env = \"SLACK_TOKEN\" }}\napi = \"{}\"\n[channel.text]\ntype = \"sms\"\naccount = \"AC1\"\ntoken = {{ env = \"TWILIO_TOKEN\" }}\nfrom = \"IT\"\napi = \"{}\"\n[[route]]\nto = [\"hook\", \"dm\", \"text\"]\n",
+        echo.url("/in"),
+        echo.url("/api"),
+        echo.url("")
+    )
+    .replace("type = \"pattern\"\nemail = \"{user}@example.com\"", &people());
     let mut relay = Relay::prepare(&config);
     relay
         .env("HOOK_SECRET", &format!("whsec_{hook_secret}"))
-        .env("HOOK_TOKEN", "Bearer CANARYTOKEN42");
+        .env("HOOK_TOKEN", "Bearer CANARYTOKEN42")
+        .env("SLACK_TOKEN", "xoxb-CANARYTOKEN43")
+        .env("TWILIO_TOKEN", "CANARYTOKEN44");
     relay.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
     relay.run();
     for n in 0..CODES {
@@ -46,8 +62,12 @@ async fn no_code_and_no_secret_stands_in_any_output_or_file() {
     let two = format!("Send {} or {}", code(3), code(4));
     relay.send_udp(&Event::with_message("alice", &two).line());
     until("every first try", || {
-        (relay.metric("ftm_relay_deliveries_total", &[("outcome", "retried")]) >= f64::from(CODES))
-            .then_some(())
+        let retried = |channel| {
+            let labels = [("outcome", "retried"), ("channel", channel)];
+            relay.metric("ftm_relay_deliveries_total", &labels)
+        };
+        let all = ["hook", "dm", "text"].map(retried);
+        (all[0] >= f64::from(CODES) && all[1] >= 1.0 && all[2] >= 1.0).then_some(())
     });
 
     let mut shown =
@@ -57,7 +77,7 @@ async fn no_code_and_no_secret_stands_in_any_output_or_file() {
         .iter()
         .map(|r| r["id"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(ids.len(), CODES as usize);
+    assert_eq!(ids.len(), 3 * CODES as usize);
     let mut commands: Vec<Vec<&str>> = vec![
         vec!["queue", "list"],
         vec!["queue", "list", "--json"],
@@ -84,6 +104,9 @@ async fn no_code_and_no_secret_stands_in_any_output_or_file() {
         "TOPSECRETSIG".to_owned(),
         hook_secret,
         "CANARYTOKEN42".to_owned(),
+        "CANARYTOKEN43".to_owned(),
+        "CANARYTOKEN44".to_owned(),
+        BASE64_STANDARD.encode("AC1:CANARYTOKEN44"),
     ]);
     for secret in &secrets {
         assert!(

@@ -38,18 +38,18 @@ use crate::support::smtp_sink::Step;
 use crate::support::smtp_sink::USERNAME;
 use crate::support::smtp_sink::base64;
 
-const CODE: &str = "EEIOTCU3LENEDJMR";
+pub const CODE: &str = "EEIOTCU3LENEDJMR";
 
 /// Generous, for a busy machine; tests of slowness use [`SHORT`].
-const STEP: Duration = Duration::from_secs(20);
+pub const STEP: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_secs(1);
 
-fn say(text: &str) -> Act {
+pub fn say(text: &str) -> Act {
     Act::Say(format!("{text}\r\n"))
 }
 
 /// A channel to the sink, in the clear unless `keys` say otherwise.
-fn channel(sink: &Sink, step: Duration, keys: &str) -> Smtp {
+pub fn channel(sink: &Sink, step: Duration, keys: &str) -> Smtp {
     let tls = if keys.contains("tls =") {
         ""
     } else {
@@ -66,7 +66,7 @@ fn channel(sink: &Sink, step: Duration, keys: &str) -> Smtp {
     )
 }
 
-fn built(keys: &str, step: Duration) -> Smtp {
+pub fn built(keys: &str, step: Duration) -> Smtp {
     let mut check = Check::new("/", None, true);
     let from = if keys.contains("from =") {
         ""
@@ -78,11 +78,11 @@ fn built(keys: &str, step: Duration) -> Smtp {
     smtp.unwrap_or_else(|| panic!("{:?}", check.findings()))
 }
 
-fn login() -> String {
+pub fn login() -> String {
     format!("auth = \"password\"\nusername = \"{USERNAME}\"\npassword = \"{PASSWORD}\"")
 }
 
-fn alice() -> Recipient {
+pub fn alice() -> Recipient {
     Recipient {
         email: "alice@example.com".to_owned(),
         name: Some("Alice Example".to_owned()),
@@ -92,13 +92,14 @@ fn alice() -> Recipient {
     }
 }
 
-fn note(id: &str) -> Notification {
+pub fn note(id: &str) -> Notification {
     Notification {
         id: id.to_owned(),
         subject: "Activate your token".to_owned(),
         text: format!("Hello\n.\n.. your code:\n{CODE}\n"),
         html: format!("<p>{CODE}</p>\n"),
         chat: Vec::new(),
+        short: String::new(),
         event: serde_json::Value::Null,
         language: "en".to_owned(),
         expires_at: "2099-01-01T00:00:00Z".parse().unwrap(),
@@ -125,13 +126,18 @@ impl Commit for Counter {
     }
 }
 
-struct Try {
-    outcome: Result<Receipt, SendError>,
-    commits: usize,
-    transcript: Vec<String>,
+pub struct Try {
+    pub outcome: Result<Receipt, SendError>,
+    pub commits: usize,
+    pub transcript: Vec<String>,
 }
 
-async fn send_with(smtp: &Smtp, to: Option<&Recipient>, note: &Notification, refuses: bool) -> Try {
+pub async fn send_with(
+    smtp: &Smtp,
+    to: Option<&Recipient>,
+    note: &Notification,
+    refuses: bool,
+) -> Try {
     let commit = Counter {
         calls: AtomicUsize::new(0),
         refuses,
@@ -155,13 +161,13 @@ async fn send_with(smtp: &Smtp, to: Option<&Recipient>, note: &Notification, ref
     }
 }
 
-async fn send(smtp: &Smtp) -> Result<Receipt, SendError> {
+pub async fn send(smtp: &Smtp) -> Result<Receipt, SendError> {
     send_with(smtp, Some(&alice()), &note("n1"), false)
         .await
         .outcome
 }
 
-fn class(outcome: &Result<Receipt, SendError>) -> &'static str {
+pub fn class(outcome: &Result<Receipt, SendError>) -> &'static str {
     match outcome {
         Ok(_) => "accepted",
         Err(SendError::Transient { .. }) => "transient",
@@ -172,7 +178,7 @@ fn class(outcome: &Result<Receipt, SendError>) -> &'static str {
     }
 }
 
-fn reason(outcome: &Result<Receipt, SendError>) -> String {
+pub fn reason(outcome: &Result<Receipt, SendError>) -> String {
     outcome.as_ref().unwrap_err().to_string()
 }
 
@@ -969,7 +975,7 @@ async fn a_name_with_several_addresses_is_reached_at_the_one_that_answers() {
 }
 
 /// What `check` says of a channel: its problems and its warnings.
-fn findings(keys: &str) -> (Vec<String>, Vec<String>) {
+pub fn findings(keys: &str) -> (Vec<String>, Vec<String>) {
     let mut check = Check::new("/nowhere", None, true);
     let config: smtp::Config = toml::from_str(keys).unwrap();
     let built = config.build(STEP, &mut check);

@@ -178,6 +178,7 @@ fn a_request_without_the_token_is_not_read() {
         String::new(),
         "Authorization: Bearer wrong\r\n".to_owned(),
         format!("Authorization: Bearer {TOKEN}x\r\n"),
+        format!("Authorization: Bearer {}\r\n", &TOKEN[..TOKEN.len() - 1]),
         format!("Authorization: Basic {TOKEN}\r\n"),
         "Authorization: Bearer\r\n".to_owned(),
         "Authorization: Bearer \r\n".to_owned(),
@@ -199,7 +200,7 @@ fn a_request_without_the_token_is_not_read() {
             "ftm_relay_frames_rejected_total",
             &[("listener", "stitch"), ("reason", "peer")]
         ),
-        8.0
+        9.0
     );
     assert_eq!(
         relay.logged().matches("without the bearer token").count(),

@@ -413,7 +413,7 @@ fn cef_that_contradicts_itself_is_refused() {
 fn json_may_have_numbers_or_strings() {
     for line in [
         r#"<189>{"date":"2026-11-24","logid":"0100038412","eventtime":1764000000123456789,"user":"al\"ice","vd":"root","n":null,"list":[1,{"user":"eve"}]}"#,
-        r#"{"logid":100038412,"eventtime":"1764000000123456789","user":"al\u0022ice"} trailing"#,
+        r#"{"logid":100038412,"eventtime":"1764000000123456789","user":"al\u0022ice"} "#,
         r#"Nov 24 10:00:00 fw {"logid": "0100038412", "eventtime": 1764000000123456789, "user": "al\"ice"}"#,
     ] {
         let record = syslog::parse(line.as_bytes()).unwrap();
@@ -426,6 +426,7 @@ fn json_may_have_numbers_or_strings() {
         (r#"{"logid":"010003841\u0032"}"#, RecordError::EscapedId),
         (r#"{"logid":1.00038412e8}"#, RecordError::EscapedId),
         (r#"{"logid""#, RecordError::Json),
+        (r#"{"logid":"0100038412"} trailing"#, RecordError::Json),
         (r#"{"user":"a","\u0075ser":"b"}"#, RecordError::Json),
     ] {
         assert_eq!(syslog::parse(line.as_bytes()).unwrap_err(), error, "{line}");

@@ -196,6 +196,8 @@ async fn shutdown_takes_the_last_bytes_of_an_open_connection() {
         .unwrap();
     let left = relay.frames.recv_batch(9).await.unwrap();
     assert_eq!(left.frames[0].bytes, b"<1>second");
+    // Told in TLS's own words, without which this is an error.
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
 
 /// Its clock runs on whenever nothing else happens, so the ten seconds are not waited for.
@@ -300,7 +302,7 @@ fn a_device_is_believed_only_with_its_own_certificate() {
     assert!(
         relay
             .logged()
-            .contains("may not speak for the device FGT60FTK20000001")
+            .contains("127.0.0.1 with the certificate of fgt2.example.com may not speak for the device FGT60FTK20000001")
     );
     let page = relay.get("/").1;
     assert!(
@@ -492,6 +494,21 @@ fn what_is_bound_changes_its_name_and_transport_only_with_a_restart() {
 }
 
 // === What check says ===
+
+#[test]
+fn a_certificate_that_no_listener_asks_for_is_warned_of() {
+    let device = "[[device]]\nid = \"FGT1\"\npeers = [\"10.20.0.1\", \"fgt1.example.com\"]\n";
+    let relay = Relay::prepare(&format!("{BASE}{device}{ROUTE}"));
+    let said = || String::from_utf8(relay.cli(&["check"]).stdout).unwrap();
+    assert!(said().contains("warning: `peers` names a certificate, but no listener asks for one"));
+    relay.configure(&format!(
+        "{BASE}{LISTENER}client_ca = \"ca.pem\"\n{device}{ROUTE}"
+    ));
+    assert!(!said().contains("`peers` names a certificate"));
+    let address = device.replace("fgt1.example.com", "10.20.0.2");
+    relay.configure(&format!("{BASE}{address}{ROUTE}"));
+    assert!(!said().contains("`peers` names a certificate"));
+}
 
 #[test]
 fn every_mistake_with_certificates_is_named_with_its_place() {

@@ -1,5 +1,7 @@
-//! webhook
+//! The webhook, the file, and what all channels have in common.
 
+use std::io::Read;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,109 +9,33 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ftm_relay::channel::Attempt;
 use ftm_relay::channel::COMMON_KEYS;
-use ftm_relay::channel::Channel;
-use ftm_relay::channel::Commit;
 use ftm_relay::channel::Common;
 use ftm_relay::channel::Config;
 use ftm_relay::channel::KINDS;
-use ftm_relay::channel::Receipt;
 use ftm_relay::channel::SendError;
-use ftm_relay::channel::Transcript;
-use ftm_relay::message::Notification;
-use ftm_relay::message::Recipient;
-use ftm_relay::secret::Secret;
-use ftm_relay::settings::Check;
-use ftm_relay::template::Templates;
 use jiff::Timestamp;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
+use crate::support::channel::CODE;
+use crate::support::channel::Commits;
+use crate::support::channel::build;
+use crate::support::channel::build_in;
+use crate::support::channel::channel;
+use crate::support::channel::note;
+use crate::support::channel::send;
+use crate::support::channel::send_to;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::http_sink::reply;
-use crate::template::activation;
+use crate::support::proxy::Proxy;
 use crate::template::alice;
-use crate::template::berlin;
-use crate::template::style;
-
-const CODE: &str = "EEIOTCU3LENEDJMR";
-
-/// Builds a channel from its keys; every problem and warning as text.
-fn build(kind: &str, keys: &str, common: &str) -> (Option<Channel>, Vec<String>) {
-    build_in(Path::new("/"), kind, keys, common)
-}
-
-fn build_in(dir: &Path, kind: &str, keys: &str, common: &str) -> (Option<Channel>, Vec<String>) {
-    let mut check = Check::new(dir, None, true);
-    let keys = toml::Deserializer::parse(keys).unwrap();
-    let config = Config::read(kind, keys).unwrap().unwrap();
-    let common: Common = toml::from_str(common).unwrap();
-    let built = config.build("hook", common, &dir.join("state"), &mut check);
-    let findings = check.findings();
-    let said = findings
-        .iter()
-        .map(|f| format!("{:?}: {}", f.weight, f.text));
-    (built, said.collect())
-}
-
-fn channel(kind: &str, keys: &str) -> Channel {
-    let (built, said) = build(kind, keys, "timeout = \"5s\"");
-    built.unwrap_or_else(|| panic!("{said:?}"))
-}
-
-struct Commits(AtomicUsize, Option<SendError>);
-
-impl Commits {
-    fn good() -> Self {
-        Self(AtomicUsize::new(0), None)
-    }
-}
-
-#[async_trait]
-impl Commit for Commits {
-    async fn commit(&self) -> Result<(), SendError> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        self.1.clone().map_or(Ok(()), Err)
-    }
-}
-
-fn note(reveal: bool) -> Notification {
-    let zone = berlin();
-    Templates::built_in()
-        .activation(&activation(), Some(&alice(None)), &style(&zone, reveal))
-        .unwrap()
-}
-
-async fn send(channel: &Channel, note: &Notification) -> (Result<Receipt, SendError>, String) {
-    send_to(channel, Some(&alice(None)), note, &Commits::good()).await
-}
-
-async fn send_to(
-    channel: &Channel,
-    to: Option<&Recipient>,
-    note: &Notification,
-    commit: &Commits,
-) -> (Result<Receipt, SendError>, String) {
-    let transcript = Transcript::on();
-    let redactor = channel.redactor.with([Secret::new(CODE)]);
-    let attempt = Attempt {
-        to,
-        note,
-        commit,
-        redactor: &redactor,
-        transcript: &transcript,
-    };
-    let result = channel.carrier.send(&attempt).await;
-    (result, transcript.lines().join("\n"))
-}
 
 #[tokio::test]
 async fn an_event_is_posted_as_agreed_and_signed() {
@@ -251,6 +177,36 @@ async fn what_came_after_the_request_is_unknown_and_what_came_before_is_away() {
         panic!("{sent:?}");
     };
     assert!(reason.contains("refused"), "{reason}");
+    // A name that nobody has, and a port that speaks no TLS.
+    for (url, want) in [
+        (
+            "http://relay.invalid/in".to_owned(),
+            "no connection to relay.invalid",
+        ),
+        (
+            format!("https://127.0.0.1:{}/in", no_tls()),
+            "no TLS connection to",
+        ),
+    ] {
+        let (channel, _) = build("webhook", &format!("url = \"{url}\""), "timeout = \"2s\"");
+        let (sent, _) = send_to(&channel.unwrap(), None, &note(true), &Commits::good()).await;
+        let Err(SendError::Away { reason, .. }) = &sent else {
+            panic!("{url} {sent:?}");
+        };
+        assert!(reason.contains(want), "{reason}");
+    }
+}
+
+/// The port of a server that speaks first, and no TLS.
+fn no_tls() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(b"220 what do you want?\r\n").unwrap();
+        drop(peer.read(&mut [0; 4096]));
+    });
+    port
 }
 
 #[tokio::test]
@@ -307,6 +263,18 @@ async fn no_secret_gets_into_an_error_or_the_transcript() {
     }
 }
 
+/// A server with this certificate.
+fn tls(certified: &rcgen::CertifiedKey<rcgen::KeyPair>) -> TlsAcceptor {
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 #[tokio::test]
 async fn a_certificate_is_checked_against_ca_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -314,15 +282,7 @@ async fn a_certificate_is_checked_against_ca_file() {
     std::fs::write(dir.path().join("good.pem"), good.cert.pem()).unwrap();
     let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(dir.path().join("other.pem"), other.cert.pem()).unwrap();
-    let key = PrivateKeyDer::try_from(good.signing_key.serialize_der()).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![good.cert.der().clone()], key)
-        .unwrap();
-    let tls = TlsAcceptor::from(Arc::new(config));
-    let sink = HttpSink::start_tls(tls, |_| reply(200, "")).await;
+    let sink = HttpSink::start_tls(tls(&good), |_| reply(200, "")).await;
     let keys = |ca| {
         format!(
             "url = \"https://localhost:{}/in\"\nca_file = \"{ca}\"",
@@ -347,144 +307,78 @@ async fn a_certificate_is_checked_against_ca_file() {
 }
 
 #[tokio::test]
-async fn slack_gets_plain_text_and_no_code() {
-    let sink = HttpSink::start(|_| reply(200, "ok")).await;
-    let url = sink.url("/services/T000/B000/x");
-    let (channel, said) = build("slack", &format!("url = \"{url}\""), "");
-    let channel = channel.unwrap();
-    assert!(said[0].contains("a secret stands in the file"), "{said:?}");
-    assert!(!channel.reveals && !channel.needs_person);
-    let mut forged = activation();
-    forged.user = "<!channel> *bold* <https://evil.example|log in> & :tada:".to_owned();
-    let zone = berlin();
-    let note = Templates::built_in()
-        .activation(&forged, None, &style(&zone, channel.reveals))
-        .unwrap();
-    let (sent, _) = send_to(&channel, None, &note, &Commits::good()).await;
-    assert!(sent.is_ok(), "{sent:?}");
-    let request = &sink.requests()[0];
-    let body = request.json();
-    assert!(!String::from_utf8_lossy(&request.body).contains(CODE));
-    assert_eq!(body["mrkdwn"], false);
-    assert_eq!(
-        (&body["unfurl_links"], &body["unfurl_media"]),
-        (&false.into(), &false.into())
-    );
-    let text = body["text"].as_str().unwrap();
-    assert!(
-        text.contains("&lt;!channel&gt;") && !text.contains(['<', '>']),
-        "{text}"
-    );
-    let blocks = body["blocks"].as_array().unwrap();
-    assert_eq!(blocks[0]["type"], "header");
-    assert!(blocks[0]["text"]["text"].as_str().unwrap().chars().count() <= 150);
-    assert!(blocks.len() > 2);
-    for block in blocks {
-        assert_eq!(block["text"]["type"], "plain_text");
-        assert_eq!(block["text"]["emoji"], false);
-    }
-}
-
-#[tokio::test]
-async fn slack_says_what_it_means_in_the_body() {
-    let sink = HttpSink::start(|request| match request.path.as_str() {
-        "/archived" => reply(410, "channel_is_archived"),
-        "/page" => reply(200, "<html>please log in</html>"),
-        _ => reply(400, "invalid_payload"),
-    })
-    .await;
-    let of = |path: &str| channel("slack", &format!("url = \"{}\"", sink.url(path)));
-    let (sent, _) = send(&of("/archived"), &note(false)).await;
-    assert!(matches!(sent, Err(SendError::Broken { .. })), "{sent:?}");
-    let (sent, _) = send(&of("/page"), &note(false)).await;
-    assert!(matches!(sent, Err(SendError::Transient { .. })), "{sent:?}");
-    let (sent, _) = send(&of("/else"), &note(false)).await;
-    assert!(matches!(sent, Err(SendError::Permanent { .. })), "{sent:?}");
-}
-
-/// Slack's API as it is documented: alice is a member, bob is not, carol has left, dave was forgotten meanwhile.
-async fn slack_api() -> HttpSink {
-    HttpSink::start(|request| {
-        let body = String::from_utf8_lossy(&request.body).into_owned();
-        let user = |id: &str, deleted: bool| {
-            format!("{{\"ok\":true,\"user\":{{\"id\":\"{id}\",\"deleted\":{deleted},\"profile\":{{\"phone\":\"+49301\"}}}}}}")
-        };
-        if request.header("authorization") != "Bearer xoxb-secret" {
-            return reply(200, r#"{"ok":false,"error":"invalid_auth"}"#);
-        }
-        match request.path.as_str() {
-            "/api/users.lookupByEmail" => match body.as_str() {
-                "email=alice%40example.com" => reply(200, &user("U1", false)),
-                "email=carol%40example.com" => reply(200, &user("U2", true)),
-                "email=dave%40example.com" => reply(200, &user("U3", false)),
-                _ => reply(200, r#"{"ok":false,"error":"users_not_found"}"#),
-            },
-            "/api/chat.postMessage" if body.contains("\"channel\":\"U3\"") => {
-                reply(200, r#"{"ok":false,"error":"channel_not_found"}"#)
-            }
-            "/api/chat.postMessage" => reply(200, &format!("{{\"ok\":true,\"message\":{body}}}")),
-            other => panic!("{other}"),
-        }
-    })
-    .await
-}
-
-#[tokio::test]
-async fn slack_writes_to_the_person_and_asks_for_each_once() {
-    let sink = slack_api().await;
-    let keys = format!("token = \"xoxb-secret\"\napi = \"{}\"", sink.url("/api/"));
-    let channel = channel("slack", &keys);
-    assert!(channel.reveals && channel.needs_person);
-    let note = note(true);
-    for _ in 0..2 {
-        let (sent, transcript) = send(&channel, &note).await;
-        let said = sent.unwrap().said;
-        assert!(
-            !said.contains("EEIO") && !transcript.contains("EEIO") && !transcript.contains("xoxb")
-        );
-        assert!(transcript.contains("/api/chat.postMessage"), "{transcript}");
-    }
-    let paths: Vec<_> = sink.requests().iter().map(|r| r.path.clone()).collect();
-    let (lookup, post) = ("/api/users.lookupByEmail", "/api/chat.postMessage");
-    assert_eq!(paths, [lookup, post, post]);
-    let message = sink.requests()[1].json();
-    assert_eq!(message["channel"], "U1");
-    assert_eq!(message["unfurl_links"], false);
-    assert!(message["blocks"].to_string().contains(CODE));
-    assert!(!message["text"].as_str().unwrap().contains(CODE));
-}
-
-#[tokio::test]
-async fn slack_tells_a_person_it_lacks_from_a_bot_it_refuses() {
-    let sink = slack_api().await;
-    let keys = |token: &str| format!("token = \"{token}\"\napi = \"{}\"", sink.url("/api"));
-    let good = channel("slack", &keys("xoxb-secret"));
-    let note = note(true);
-    for name in ["bob", "carol", "dave"] {
-        let person = Recipient {
-            email: format!("{name}@example.com"),
-            ..alice(None)
-        };
-        let commit = Commits::good();
-        let (sent, _) = send_to(&good, Some(&person), &note, &commit).await;
-        let Err(SendError::Permanent { reason }) = sent else {
-            panic!("{name} {sent:?}");
-        };
-        assert!(!reason.contains(&person.email), "{reason}");
-        let committed = usize::from(name == "dave");
-        assert_eq!(
-            commit.0.load(Ordering::SeqCst),
-            committed,
-            "a look-up is no send"
-        );
-    }
-    let (sent, _) = send_to(&good, None, &note, &Commits::good()).await;
-    assert!(matches!(sent, Err(SendError::Permanent { .. })), "{sent:?}");
-    let (sent, _) = send(&channel("slack", &keys("xoxb-other")), &note).await;
-    let Err(SendError::Broken { reason }) = sent else {
-        panic!("{sent:?}");
+async fn a_proxy_is_gone_through_with_its_log_in_and_both_kinds_of_url() {
+    let dir = tempfile::tempdir().unwrap();
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(dir.path().join("ca.pem"), certified.cert.pem()).unwrap();
+    let plain = HttpSink::start(|_| reply(204, "")).await;
+    let secure = HttpSink::start_tls(tls(&certified), |_| reply(204, "")).await;
+    let proxy = Proxy::start(Some(("relay", "p@ss+w%rd"))).await;
+    let through = |password: &str| {
+        format!(
+            "proxy = \"http://relay:{password}@127.0.0.1:{}\"",
+            proxy.port
+        )
     };
-    assert!(reason.contains("error invalid_auth"), "{reason}");
+    let urls = [
+        plain.url("/in"),
+        format!("https://localhost:{}/in", secure.port),
+    ];
+    for url in &urls {
+        let keys = |password| {
+            format!(
+                "url = \"{url}\"\nca_file = \"ca.pem\"\n{}",
+                through(password)
+            )
+        };
+        let (good, said) = build_in(dir.path(), "webhook", &keys("p%40ss%2Bw%25rd"), "");
+        assert!(said[0].contains("a secret stands in the file"), "{said:?}");
+        let (sent, _) = send(&good.unwrap(), &note(true)).await;
+        assert!(sent.is_ok(), "{url} {sent:?}");
+        let (wrong, _) = build_in(dir.path(), "webhook", &keys("wr0ngword"), "");
+        let (sent, transcript) = send(&wrong.unwrap(), &note(true)).await;
+        let Err(SendError::Broken { reason }) = sent else {
+            panic!("{url} {sent:?}");
+        };
+        assert!(
+            reason.contains("proxy") && reason.contains("log-in"),
+            "{reason}"
+        );
+        assert!(
+            !format!("{reason}{transcript}{said:?}").contains("wr0ngword"),
+            "{transcript}"
+        );
+    }
+    assert_eq!(plain.requests().len() + secure.requests().len(), 2);
+    let asked = proxy.asked();
+    assert!(asked[0].starts_with("POST http://127.0.0.1:"), "{asked:?}");
+    assert!(asked[2].starts_with("CONNECT localhost:"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_a_proxy_cannot_reach_is_away_and_so_is_a_proxy_that_is_not_there() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let proxy = Proxy::start(None).await;
+    for (url, proxy) in [
+        (format!("https://127.0.0.1:{port}/in"), proxy.port),
+        ("https://127.0.0.1:9/in".to_owned(), port),
+    ] {
+        let keys = format!("url = \"{url}\"\nproxy = \"http://127.0.0.1:{proxy}\"");
+        let (channel, said) = build("webhook", &keys, "");
+        assert_eq!(
+            said,
+            Vec::<String>::new(),
+            "a proxy without a log-in is no secret"
+        );
+        let commit = Commits::good();
+        let (sent, _) = send_to(&channel.unwrap(), None, &note(true), &commit).await;
+        let Err(SendError::Away { reason, .. }) = sent else {
+            panic!("{sent:?}");
+        };
+        assert!(reason.contains("through the proxy 127.0.0.1:"), "{reason}");
+    }
 }
 
 #[tokio::test]
@@ -592,6 +486,60 @@ fn every_kind_is_read_and_every_mistake_is_said() {
         ),
         ("slack", "token = \"a\\nb\"", "", "no header may hold"),
         (
+            "webhook",
+            "url = \"https://host.example/\"\nproxy = \"socks5://proxy.example:1080\"",
+            "",
+            "this is no proxy",
+        ),
+        (
+            "teams",
+            "url = \"https://contoso.webhook.office.com/webhookb2/x\"",
+            "",
+            "make a flow (Workflows)",
+        ),
+        (
+            "teams",
+            "url = \"https://outlook.office.com:443/webhook/x\"",
+            "",
+            "Microsoft has retired those",
+        ),
+        (
+            "sms",
+            "account = \"AC1\"\ntoken = \"x\"",
+            "",
+            "either `from` (a number or a name) or `messaging_service`",
+        ),
+        (
+            "sms",
+            "account = \"AC1\"\nfrom = \"+14155550100\"",
+            "",
+            "either `token`",
+        ),
+        (
+            "sms",
+            "account = \"AC1\"\ntoken = \"x\"\nkey = \"SK1\"\nsecret = \"y\"\nfrom = \"IT\"",
+            "",
+            "either `token`",
+        ),
+        (
+            "sms",
+            "account = \"AC/1\"\ntoken = \"x\"\nfrom = \"IT\"",
+            "",
+            "the id of the account",
+        ),
+        (
+            "sms",
+            "account = \"AC1\"\ntoken = \"x\"\nfrom = \"0170 1234567\"",
+            "",
+            "`from` is a number such as",
+        ),
+        (
+            "file",
+            "path = \"m\"",
+            "pace = \"20000/h\"",
+            "at most 10000 messages",
+        ),
+        (
             "file",
             "path = \"m\"\nfrom = \"nobody\"",
             "",
@@ -623,7 +571,9 @@ fn every_kind_is_read_and_every_mistake_is_said() {
                 .any(|s| s.starts_with("Problem") && s.contains(want)),
             "{want}: {said:?}"
         );
-        let usable = common.starts_with("timeout") || common.starts_with("concurrency");
+        let usable = common.starts_with("timeout")
+            || common.starts_with("concurrency")
+            || common.starts_with("pace");
         assert_eq!(channel.is_some(), usable, "{want}");
     }
 }
@@ -666,6 +616,12 @@ fn what_a_channel_shows_by_default_depends_on_who_reads_it() {
     let hook = "url = \"https://host.example/\"";
     assert!(reveals("webhook", hook, ""));
     assert!(!reveals("webhook", hook, "reveal = \"notice\""));
+    let sms = "account = \"AC1\"\ntoken = \"x\"\nfrom = \"IT\"";
+    assert!(reveals("sms", sms, ""));
+    assert!(!reveals("sms", sms, "reveal = \"notice\""));
+    assert!(reveals("slack", "token = \"x\"", ""));
+    assert!(!reveals("teams", hook, ""));
+    assert!(reveals("teams", hook, "reveal = \"code\""));
     assert!(!reveals("slack", hook, ""));
     assert!(reveals("slack", hook, "reveal = \"code\""));
 }

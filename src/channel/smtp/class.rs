@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::dialogue::Reply;
+use crate::channel::Class;
 
 /// A step of the way from no connection to an accepted mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ impl fmt::Display for Stage {
 pub(super) enum Fault {
     /// An answer in SMTP that is not the one to go on with.
     Answer(Reply),
+    /// The same to a token, with what the peer had said about it before.
+    Refused(Reply, String),
     /// No answer within this time.
     Slow(Duration),
     /// The connection could not be made, or ended.
@@ -52,18 +55,10 @@ pub(super) enum Fault {
     Garbled(&'static str),
     /// The peer can't do what the configuration demands; a sentence that begins after the peer's name.
     Unfit(String),
+    /// The same for this mail alone: the address has letters outside ASCII before the @.
+    Foreign,
     /// A whole sentence about the peer's certificate.
     Certificate(String),
-}
-
-/// What a failure means; each stands for the kind of `SendError` with its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    Transient,
-    Away,
-    Permanent,
-    Broken,
-    Unknown,
 }
 
 /// The only place that decides what a failure means.
@@ -76,7 +71,8 @@ pub(super) fn class(stage: Stage, fault: &Fault) -> Class {
     match fault {
         Fault::Certificate(_) | Fault::Unfit(_) => Class::Broken,
         Fault::Slow(_) | Fault::Lost(_) | Fault::Garbled(_) => silence(stage),
-        Fault::Answer(reply) => match (reply.code, stage) {
+        Fault::Foreign => Class::Permanent,
+        Fault::Answer(reply) | Fault::Refused(reply, _) => match (reply.code, stage) {
             (421, _) => Class::Away,
             (400..500, Mail | Rcpt | Data | Content) => Class::Transient,
             (400..500, _) => Class::Away,
@@ -86,6 +82,35 @@ pub(super) fn class(stage: Stage, fault: &Fault) -> Class {
             // A success that is not the one asked for: whether the mail was taken is anyone's guess.
             _ => silence(stage),
         },
+    }
+}
+
+/// Whether another relay may be asked at once: not after an answer about the person, nor while this one may have the mail.
+pub(super) fn asks_elsewhere(class: Class, fault: &Fault) -> bool {
+    match class {
+        Class::Transient | Class::Away | Class::Broken => true,
+        Class::Permanent => matches!(fault, Fault::Foreign),
+        Class::Unknown => false,
+    }
+}
+
+/// How a relay fares, by its last failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It answers.
+    Well,
+    /// It can't be used for now.
+    Away,
+    /// An operator must act.
+    Broken,
+}
+
+/// What a failure says about the relay itself.
+pub(super) fn standing(class: Class, fault: &Fault) -> Standing {
+    match (class, fault) {
+        (Class::Broken, _) => Standing::Broken,
+        (Class::Transient | Class::Permanent, Fault::Answer(_) | Fault::Foreign) => Standing::Well,
+        _ => Standing::Away,
     }
 }
 
@@ -210,6 +235,43 @@ mod tests {
             ] {
                 assert_eq!(class(stage, &fault), expected, "{stage:?}: {fault:?}");
             }
+        }
+    }
+
+    #[test]
+    fn another_relay_is_asked_unless_the_answer_concerns_the_person_or_may_hide_an_acceptance() {
+        use Standing::Away;
+        use Standing::Broken;
+        use Standing::Well;
+
+        let lost = || Fault::Lost(io::ErrorKind::UnexpectedEof.into());
+        for (stage, fault, elsewhere, fares) in [
+            (Stage::Connect, lost(), true, Away),
+            (Stage::Mail, lost(), true, Away),
+            (Stage::Content, lost(), false, Away),
+            (Stage::Greeting, answer("421 4.3.2 down"), true, Away),
+            (Stage::Auth, answer("535 5.7.8 wrong"), true, Broken),
+            (
+                Stage::Rcpt,
+                answer("554 5.7.1 relay access denied"),
+                true,
+                Broken,
+            ),
+            (Stage::Rcpt, answer("451 4.7.1 greylisted"), true, Well),
+            (Stage::Rcpt, answer("550 5.1.1 unknown"), false, Well),
+            (Stage::Rcpt, Fault::Foreign, true, Well),
+            (Stage::Content, answer("451 4.3.0 queue"), true, Well),
+            (Stage::Content, answer("554 5.6.0 refused"), false, Well),
+            (Stage::Content, answer("251 what?"), false, Away),
+            (Stage::Tls, Fault::Certificate(String::new()), true, Broken),
+        ] {
+            let class = class(stage, &fault);
+            assert_eq!(
+                asks_elsewhere(class, &fault),
+                elsewhere,
+                "{stage:?} {fault:?}"
+            );
+            assert_eq!(standing(class, &fault), fares, "{stage:?} {fault:?}");
         }
     }
 

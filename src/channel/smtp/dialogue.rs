@@ -17,6 +17,7 @@ use tracing::trace;
 
 use super::class::Fault;
 use crate::channel::Attempt;
+use crate::secret::Redactor;
 
 /// The longest answer that is read, with all its lines.
 const MAX_REPLY_BYTES: usize = 16 * 1024;
@@ -48,6 +49,15 @@ impl Reply {
     /// The answer on one line, as the peer wrote it.
     pub(super) fn text(&self) -> String {
         format!("{} {}", self.code, self.lines.join(" "))
+    }
+
+    /// The same answer, fit to be kept.
+    pub(super) fn cleaned(self, redactor: &Redactor) -> Self {
+        let lines = self.lines.iter().map(|line| redactor.clean(line));
+        Self {
+            code: self.code,
+            lines: lines.collect(),
+        }
     }
 
     /// This answer if it has the code, else the fault of not having it.

@@ -4,13 +4,14 @@
 //! timeout covers, which answer belongs to which command, and what lies in a buffer before TLS must be known exactly.
 
 mod class;
+mod config;
 mod dialogue;
+mod hop;
+mod login;
 mod park;
 mod relay;
+mod sentence;
 
-use std::net::IpAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -20,300 +21,59 @@ use lettre::message::Mailbox;
 use lettre::transport::smtp::commands::Data;
 use lettre::transport::smtp::commands::Mail;
 use lettre::transport::smtp::commands::Rcpt;
-use lettre::transport::smtp::commands::Rset;
-use lettre::transport::smtp::extension::ClientId;
-use rustls::pki_types::ServerName;
-use serde::Deserialize;
-use toml::Spanned;
+use lettre::transport::smtp::extension::MailBodyParameter;
+use lettre::transport::smtp::extension::MailParameter;
+use lettre::transport::smtp::extension::RcptParameter;
+use tokio::time::Instant;
 
+pub use self::config::Config;
 use crate::channel::Attempt;
 use crate::channel::Carrier;
+use crate::channel::Class;
 use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::mail;
 use crate::secret::Redactor;
 use crate::secret::Secret;
-use crate::settings::Check;
-use crate::settings::SecretSource;
-use crate::settings::Span;
-use crate::tls;
-use class::Class;
 use class::Fault;
 use class::Stage;
+use class::Standing;
+use class::asks_elsewhere;
 use class::class;
-use dialogue::Dialogue;
+use class::standing;
 use dialogue::Reply;
-use park::Park;
+use hop::Hop;
+use login::Login;
+use login::Proof;
 use relay::Failure;
-use relay::Login;
 use relay::Relay;
-use relay::Security;
+use relay::Session;
+use sentence::sentence;
 
-/// RFC 5321, 4.5.3.2.6: a relay may take so long to answer the final dot, and whoever leaves earlier sends twice.
-const MIN_FINAL_DOT: Duration = Duration::from_secs(10 * 60);
+/// So long a relay may take to be connected to while there is another.
+const MAX_CONNECT: Duration = Duration::from_secs(5);
 
-/// How long a parked connection may take to show that it is alive.
-const MAX_RSET: Duration = Duration::from_secs(5);
+/// An envelope id has at most 100 characters (RFC 3461, 4.4).
+const MAX_ENVELOPE_ID_CHARS: usize = 100;
 
-/// The submission port.
-const DEFAULT_PORT: u16 = 587;
-
-/// How the connection is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tls {
-    /// STARTTLS, or nothing is sent.
-    #[default]
-    Starttls,
-    /// TLS from the first byte.
-    Implicit,
-    /// In the clear.
-    None,
-}
-
-/// How we log in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Auth {
-    /// PLAIN, else LOGIN, as offered.
-    Password,
-}
-
-/// `[channel.x]` with `type = "smtp"`, without the keys that every channel has.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    host: Spanned<String>,
-    port: Option<Spanned<u16>>,
-    tls: Option<Spanned<Tls>>,
-    auth: Option<Spanned<Auth>>,
-    username: Option<Spanned<String>>,
-    password: Option<SecretSource>,
-    from: Spanned<String>,
-    reply_to: Option<Spanned<String>>,
-    return_path: Option<Spanned<String>>,
-    ca_file: Option<Spanned<PathBuf>>,
-    to: Option<Spanned<String>>,
-    ehlo: Option<Spanned<String>>,
-}
-
-/// A relay, and what every mail to it has in common.
+/// The relays of a channel, and what every mail to them has in common.
 pub struct Smtp {
-    relay: Relay,
+    /// In their order; at least one.
+    hops: Vec<Hop>,
+    login: Option<Login>,
+    dsn: bool,
+    step: Duration,
     final_dot: Duration,
     sender: mail::Sender,
     return_path: Address,
     to: Option<Mailbox>,
-    park: Arc<Park>,
 }
 
-impl Config {
-    /// It has a fixed recipient, whom others may be reading with.
-    pub fn shared(&self) -> bool {
-        self.to.is_some()
-    }
-
-    /// Checks everything that can be checked without the network. `timeout` is the bound of one step.
-    pub fn build(self, timeout: Duration, check: &mut Check) -> Option<Smtp> {
-        let port = self.port.as_ref().map_or(DEFAULT_PORT, |p| *p.get_ref());
-        let mode = self
-            .tls
-            .as_ref()
-            .map_or_else(Tls::default, |t| *t.get_ref());
-        let mode_span = self.tls.as_ref().map(Spanned::span);
-        let host = host(&self.host, check);
-        if port == 0 {
-            check.problem(
-                self.port.as_ref().map(Spanned::span),
-                "port 0 can't be connected to",
-            );
-        }
-        self.warn(mode, port, mode_span.clone(), check);
-
-        let security = match mode {
-            Tls::None => {
-                if let Some(file) = &self.ca_file {
-                    check.warning(file.span(), "ca_file has no effect with tls = \"none\"");
-                }
-                Some(Security::None)
-            }
-            Tls::Starttls => {
-                tls::client_config(self.ca_file.as_ref(), check).map(Security::StartTls)
-            }
-            Tls::Implicit => {
-                tls::client_config(self.ca_file.as_ref(), check).map(Security::Implicit)
-            }
-        };
-        let login = self.login(check);
-        let from = mailbox(&self.from, check);
-        let reply_to = self.reply_to.as_ref().map(|m| mailbox(m, check));
-        let to = self.to.as_ref().map(|m| mailbox(m, check));
-        let return_path = self.return_path.as_ref().map(|path| {
-            let address = mail::address(path.get_ref());
-            told(address, path, check)
-        });
-        let ehlo = match &self.ehlo {
-            Some(name) => Some(client_id(name, check)?),
-            None => system_name().map(ClientId::Domain),
-        };
-
-        let (host, name) = host?;
-        let from = from?;
-        Some(Smtp {
-            return_path: match return_path {
-                Some(path) => path?,
-                None => from.email.clone(),
-            },
-            relay: Relay {
-                host,
-                name,
-                port,
-                security: security?,
-                login: login?,
-                ehlo,
-                step: timeout,
-            },
-            final_dot: timeout.max(MIN_FINAL_DOT),
-            sender: mail::Sender {
-                from,
-                reply_to: transposed(reply_to)?,
-            },
-            to: transposed(to)?,
-            park: Arc::default(),
-        })
-    }
-
-    fn warn(&self, mode: Tls, port: u16, span: Option<Span>, check: &mut Check) {
-        let span = span
-            .or_else(|| self.port.as_ref().map(Spanned::span))
-            .unwrap_or_else(|| self.host.span());
-        match (mode, port) {
-            (Tls::Implicit, 587 | 25) => check.warning(
-                span.clone(),
-                format!("port {port} usually begins in the clear (tls = \"starttls\"); tls = \"implicit\" is usually port 465"),
-            ),
-            (Tls::Starttls, 465) => check.warning(
-                span.clone(),
-                "port 465 usually expects TLS from the first byte: tls = \"implicit\"",
-            ),
-            _ => {}
-        }
-        if mode == Tls::None && !is_loopback(self.host.get_ref()) {
-            check.warning(
-                span.clone(),
-                "with tls = \"none\" activation codes travel in the clear; write tls = \"starttls\" or \"implicit\"",
-            );
-            if self.auth.is_some() {
-                check.warning(
-                    span,
-                    "with tls = \"none\" the password travels in the clear",
-                );
-            }
-        }
-    }
-
-    /// `None`: can't be built. `Some(None)`: no AUTH.
-    fn login(&self, check: &mut Check) -> Option<Option<Login>> {
-        let password = self.password.as_ref().map(|source| check.secret(source));
-        let Some(auth) = &self.auth else {
-            let span = self.username.as_ref().map(Spanned::span);
-            if let Some(span) = span.or_else(|| self.password.as_ref().map(|p| p.span.clone())) {
-                check.warning(
-                    span,
-                    "username and password have no effect without auth = \"password\"",
-                );
-            }
-            return Some(None);
-        };
-        let mut missing = |key: &str| {
-            check.problem(auth.span(), format!("auth = \"password\" needs {key}"));
-        };
-        if self.username.is_none() {
-            missing("username");
-        }
-        if password.is_none() {
-            missing("password, such as password = { credential = \"smtp\" }");
-        }
-        let username = self.username.as_ref()?;
-        if username.get_ref().is_empty() || username.get_ref().contains('\0') {
-            check.problem(username.span(), "username is empty or holds a NUL");
-            return None;
-        }
-        Some(Some(Login {
-            username: username.get_ref().clone(),
-            password: password??,
-        }))
-    }
-}
-
-/// An option that was asked for must also be right.
-fn transposed<T>(value: Option<Option<T>>) -> Option<Option<T>> {
-    value.map_or(Some(None), |value| value.map(Some))
-}
-
-fn told<T>(
-    parsed: Result<T, &'static str>,
-    text: &Spanned<String>,
-    check: &mut Check,
-) -> Option<T> {
-    parsed
-        .map_err(|what| check.problem(text.span(), format!("\"{}\" {what}", text.get_ref())))
-        .ok()
-}
-
-fn mailbox(text: &Spanned<String>, check: &mut Check) -> Option<Mailbox> {
-    told(mail::mailbox(text.get_ref()), text, check)
-}
-
-/// The host as the resolver and as TLS know it; an IPv6 address may stand in brackets.
-fn host(text: &Spanned<String>, check: &mut Check) -> Option<(String, ServerName<'static>)> {
-    let bare = bare(text.get_ref());
-    let parsed = ServerName::try_from(bare.to_owned())
-        .map_err(|_| "is neither a host name nor an IP address; the port has its own key");
-    told(parsed, text, check).map(|name| (bare.to_owned(), name))
-}
-
-fn bare(host: &str) -> &str {
-    host.strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host)
-}
-
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || bare(host)
-            .parse::<IpAddr>()
-            .is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-fn client_id(text: &Spanned<String>, check: &mut Check) -> Option<ClientId> {
-    let name = text.get_ref();
-    let parsed = match bare(name).trim_start_matches("IPv6:").parse() {
-        Ok(IpAddr::V4(ip)) => Ok(ClientId::Ipv4(ip)),
-        Ok(IpAddr::V6(ip)) => Ok(ClientId::Ipv6(ip)),
-        Err(_) if is_domain(name) => Ok(ClientId::Domain(name.clone())),
-        Err(_) => Err("is neither a host name nor an IP address"),
-    };
-    told(parsed, text, check)
-}
-
-fn is_domain(name: &str) -> bool {
-    name.len() <= 255
-        && name.split('.').all(|label| {
-            (1..=63).contains(&label.len())
-                && !label.starts_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        })
-}
-
-/// The system's host name, if it is one that a relay could look up.
-fn system_name() -> Option<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    let name = name.trim();
-    let full = name.contains('.') && name.parse::<IpAddr>().is_err();
-    (full && is_domain(name) && !name.starts_with("localhost.")).then(|| name.to_owned())
+/// What is handed to a relay.
+struct Letter<'a> {
+    to: Address,
+    message: Vec<u8>,
+    id: &'a str,
 }
 
 impl Smtp {
@@ -322,131 +82,252 @@ impl Smtp {
         self.to.is_some()
     }
 
-    /// What must never be shown: the password, and the shapes in which AUTH sends it.
+    /// What must never be shown: the password and the shapes in which AUTH sends it, or what tokens are asked for with.
     pub fn secrets(&self) -> Vec<Secret> {
-        self.relay.login.as_ref().map_or_else(Vec::new, |login| {
-            vec![
-                login.password.clone(),
-                Secret::new(login.plain().as_str()),
-                Secret::new(login.login().as_str()),
-            ]
-        })
+        self.login.as_ref().map_or_else(Vec::new, Login::secrets)
     }
 
-    /// A connection that waited, if it is still alive.
-    async fn waiting(&self, attempt: &Attempt<'_>) -> Option<Dialogue> {
-        let mut dialogue = self.park.take()?;
-        let limit = self.relay.step.min(MAX_RSET);
-        let alive = dialogue.say(attempt, Rset, limit).await;
-        alive
-            .is_ok_and(|reply| reply.code == 250)
-            .then_some(dialogue)
+    /// One try with one relay.
+    async fn hand_over(
+        &self,
+        hop: &Hop,
+        letter: &Letter<'_>,
+        attempt: &Attempt<'_>,
+        patience: Duration,
+    ) -> Result<Reply, Stop> {
+        if let Some(session) = hop.waiting(attempt).await {
+            match self.transact(hop, session, letter, attempt).await {
+                // That a connection had enough after some mails says nothing about the relay.
+                Err(stop) if stop.is_farewell() => {}
+                outcome => return outcome,
+            }
+        }
+        let session = self.dial(&hop.relay, attempt, patience).await?;
+        self.transact(hop, session, letter, attempt).await
+    }
+
+    /// One mail by a connection, which then waits for the next one if it is as good as before.
+    async fn transact(
+        &self,
+        hop: &Hop,
+        mut session: Session,
+        letter: &Letter<'_>,
+        attempt: &Attempt<'_>,
+    ) -> Result<Reply, Stop> {
+        let redactor = attempt.redactor.with(session.secrets.iter().cloned());
+        let attempt = &Attempt {
+            redactor: &redactor,
+            ..*attempt
+        };
+        let outcome = match self.begin(&mut session, attempt, letter).await {
+            Ok(()) => self.finish(&mut session, attempt, letter).await,
+            Err(stop) => Err(stop),
+        };
+        if outcome.as_ref().map_or_else(Stop::in_step, |_| true) && session.dialogue.in_step() {
+            hop.park(session);
+        }
+        outcome
+            .map(|reply| reply.cleaned(&redactor))
+            .map_err(|stop| stop.cleaned(&redactor))
+    }
+
+    /// A connection that is ready for MAIL. A token that is refused may have been revoked, so that a new one is asked for, once.
+    async fn dial(
+        &self,
+        relay: &Relay,
+        attempt: &Attempt<'_>,
+        patience: Duration,
+    ) -> Result<Session, Stop> {
+        let (username, tokens) = match &self.login {
+            None => {
+                return relay
+                    .dial(attempt, patience, None)
+                    .await
+                    .map_err(Stop::Step);
+            }
+            Some(Login::Password { username, password }) => {
+                let proof = Proof::Password { username, password };
+                return relay
+                    .dial(attempt, patience, Some(proof))
+                    .await
+                    .map_err(Stop::Step);
+            }
+            Some(Login::Token { username, tokens }) => (username, tokens),
+        };
+        let token = tokens.token(attempt).await.map_err(Stop::Told)?;
+        let tried = self
+            .dial_with(username, &token.secret, relay, attempt, patience)
+            .await;
+        match tried {
+            Err(stop) if token.kept && stop.refuses_login() => {}
+            tried => return tried,
+        }
+        let token = tokens
+            .instead_of(&token, attempt)
+            .await
+            .map_err(Stop::Told)?;
+        self.dial_with(username, &token.secret, relay, attempt, patience)
+            .await
+    }
+
+    async fn dial_with(
+        &self,
+        username: &str,
+        token: &Secret,
+        relay: &Relay,
+        attempt: &Attempt<'_>,
+        patience: Duration,
+    ) -> Result<Session, Stop> {
+        let proof = Proof::Token { username, token };
+        let redactor = attempt.redactor.with(proof.secrets());
+        let attempt = Attempt {
+            redactor: &redactor,
+            ..*attempt
+        };
+        let dialled = relay.dial(&attempt, patience, Some(proof)).await;
+        dialled.map_err(|failure| Stop::Step(failure).cleaned(&redactor))
     }
 
     /// Names the sender and the recipient, and makes the delivery durable as being sent.
     async fn begin(
         &self,
-        dialogue: &mut Dialogue,
+        session: &mut Session,
         attempt: &Attempt<'_>,
-        to: &Address,
+        letter: &Letter<'_>,
     ) -> Result<(), Stop> {
-        let step = self.relay.step;
-        let from = Mail::new(Some(self.return_path.clone()), Vec::new());
-        let reply = dialogue.say(attempt, from, step).await;
+        let foreign = !letter.to.user().is_ascii();
+        if foreign && !session.offer.has("SMTPUTF8") {
+            return Err(Stop::Step((Stage::Rcpt, Fault::Foreign)));
+        }
+        let dsn = self.dsn && session.offer.has("DSN");
+        let mut of_mail = Vec::new();
+        let mut of_rcpt = Vec::new();
+        if foreign {
+            // Who offers SMTPUTF8 offers 8BITMIME as well (RFC 6531, 3.1).
+            of_mail.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+            of_mail.push(MailParameter::SmtpUtfEight);
+        }
+        if dsn {
+            // Only the head comes back in a bounce: the body holds the code.
+            of_mail.push(parameter("RET", "HDRS"));
+            of_mail.push(parameter("ENVID", letter.id));
+            of_rcpt.push(demand("NOTIFY", "FAILURE,DELAY"));
+            if !foreign {
+                of_rcpt.push(demand("ORCPT", &format!("rfc822;{}", letter.to)));
+            }
+        }
+        let from = Mail::new(Some(self.return_path.clone()), of_mail);
+        let reply = session.dialogue.say(attempt, from, self.step).await;
         stop(Stage::Mail, reply, &[250])?;
-        let rcpt = Rcpt::new(to.clone(), Vec::new());
-        let reply = dialogue.say(attempt, rcpt, step).await;
+        let rcpt = Rcpt::new(letter.to.clone(), of_rcpt);
+        let reply = session.dialogue.say(attempt, rcpt, self.step).await;
         stop(Stage::Rcpt, reply, &[250, 251])?;
-        attempt.commit.commit().await.map_err(Stop::Uncommitted)
+        attempt.commit.commit().await.map_err(Stop::Told)
     }
 
     /// From DATA to the answer to the final dot.
     async fn finish(
         &self,
-        dialogue: &mut Dialogue,
+        session: &mut Session,
         attempt: &Attempt<'_>,
-        message: &[u8],
+        letter: &Letter<'_>,
     ) -> Result<Reply, Stop> {
-        let step = self.relay.step;
-        let reply = dialogue.say(attempt, Data, step).await;
+        let dialogue = &mut session.dialogue;
+        let reply = dialogue.say(attempt, Data, self.step).await;
         stop(Stage::Data, reply, &[354])?;
-        let sent = dialogue.content(attempt, message, step).await;
+        let sent = dialogue.content(attempt, &letter.message, self.step).await;
         sent.map_err(|fault| Stop::Step((Stage::Data, fault)))?;
-        let reply = dialogue.final_dot(attempt, step, self.final_dot).await;
+        let reply = dialogue.final_dot(attempt, self.step, self.final_dot).await;
         stop(Stage::Content, reply, &[250])
     }
 
-    /// The failure as the rest of the relay sees it: a class and a sentence.
-    fn error(&self, (stage, fault): Failure, redactor: &Redactor) -> SendError {
-        let class = class(stage, &fault);
-        let reason = self.sentence(stage, fault, redactor);
-        match class {
-            Class::Transient => SendError::Transient {
-                reason,
-                after: None,
-            },
-            Class::Away => SendError::Away {
-                reason,
-                after: None,
-            },
-            Class::Permanent => SendError::Permanent { reason },
-            Class::Broken => SendError::Broken { reason },
-            Class::Unknown => SendError::Unknown { reason },
+    /// Remembers how one of several relays fared; of a single one the channel's health says all.
+    fn note(&self, hop: &Hop, standing: Standing, reason: &str) {
+        if self.hops.len() > 1 {
+            hop.note(standing, reason, Instant::now());
         }
     }
 
-    fn sentence(&self, stage: Stage, fault: Fault, redactor: &Redactor) -> String {
-        let relay = &self.relay;
-        let answered = match stage {
-            Stage::Greeting => "greeted".to_owned(),
-            _ => format!("answered {stage}"),
+    /// The letter, or why there can be none.
+    fn letter<'a>(&self, attempt: &'a Attempt<'_>) -> Result<Letter<'a>, String> {
+        let to = match (&self.to, attempt.to) {
+            (Some(fixed), _) => fixed.clone(),
+            (None, Some(person)) => mail::person(person)?,
+            (None, None) => return Err("the delivery has no recipient".to_owned()),
         };
-        match fault {
-            Fault::Answer(reply) => {
-                let said = redactor.clean(&reply.text());
-                format!("{relay} {answered} with {said}")
-            }
-            Fault::Garbled(what) => format!("{relay} {answered} with {what}"),
-            Fault::Slow(limit) if stage == Stage::Connect => {
-                format!("{relay} can't be reached: no answer within {limit:?}")
-            }
-            Fault::Slow(limit) => format!("{relay} gave no answer at {stage} within {limit:?}"),
-            Fault::Lost(e) if stage == Stage::Connect => format!("{relay} can't be reached: {e}"),
-            Fault::Lost(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                format!("{relay} closed the connection at {stage}")
-            }
-            Fault::Lost(e) => {
-                let e = redactor.clean(&e.to_string());
-                format!("the connection to {relay} broke at {stage}: {e}")
-            }
-            Fault::Unfit(what) => format!("{relay} {what}"),
-            Fault::Certificate(sentence) => redactor.clean(&sentence),
-        }
+        let message = mail::build(&self.sender, &to, attempt.note, SystemTime::now())?;
+        Ok(Letter {
+            to: to.email,
+            message,
+            id: attempt
+                .note
+                .id
+                .get(..MAX_ENVELOPE_ID_CHARS)
+                .unwrap_or(&attempt.note.id),
+        })
+    }
+}
+
+fn parameter(keyword: &str, value: &str) -> MailParameter {
+    MailParameter::Other {
+        keyword: keyword.to_owned(),
+        value: Some(value.to_owned()),
+    }
+}
+
+fn demand(keyword: &str, value: &str) -> RcptParameter {
+    RcptParameter::Other {
+        keyword: keyword.to_owned(),
+        value: Some(value.to_owned()),
     }
 }
 
 /// Why a transaction ended without acceptance.
 enum Stop {
     Step(Failure),
-    Uncommitted(SendError),
+    /// Something else than the relay says so: the outbox, or the server that gives tokens.
+    Told(SendError),
 }
 
 impl Stop {
     /// Whether the connection is as good as before: the peer answered in order and goes on listening.
     fn in_step(&self) -> bool {
         match self {
-            Self::Uncommitted(_) => true,
+            Self::Told(_) | Self::Step((_, Fault::Foreign)) => true,
             Self::Step((_, Fault::Answer(reply))) => reply.code >= 400 && reply.code != 421,
             Self::Step(_) => false,
         }
     }
 
-    /// Whether the peer ended the connection.
-    fn is_over(&self) -> bool {
+    /// Whether the peer ended the connection while nothing was at stake yet.
+    fn is_farewell(&self) -> bool {
         match self {
-            Self::Step((_, Fault::Lost(_))) => true,
-            Self::Step((_, Fault::Answer(reply))) => reply.code == 421,
-            Self::Step(_) | Self::Uncommitted(_) => false,
+            Self::Step((Stage::Mail | Stage::Rcpt, Fault::Lost(_))) => true,
+            Self::Step((Stage::Mail | Stage::Rcpt, Fault::Answer(reply))) => reply.code == 421,
+            Self::Step(_) | Self::Told(_) => false,
+        }
+    }
+
+    /// Whether the peer doesn't believe who we are.
+    fn refuses_login(&self) -> bool {
+        match self {
+            Self::Step((Stage::Auth, Fault::Answer(reply) | Fault::Refused(reply, _))) => {
+                reply.code >= 500
+            }
+            Self::Step(_) | Self::Told(_) => false,
+        }
+    }
+
+    /// The same without what the connection was opened with.
+    fn cleaned(self, redactor: &Redactor) -> Self {
+        match self {
+            Self::Step((stage, Fault::Answer(reply))) => {
+                Self::Step((stage, Fault::Answer(reply.cleaned(redactor))))
+            }
+            Self::Step((stage, Fault::Refused(reply, challenge))) => {
+                Self::Step((stage, Fault::Refused(reply.cleaned(redactor), challenge)))
+            }
+            other => other,
         }
     }
 }
@@ -459,51 +340,77 @@ fn stop(stage: Stage, reply: Result<Reply, Fault>, wanted: &[u16]) -> Result<Rep
     }
 }
 
+/// What several relays' failures mean together. The channel is suspended only if every relay needs an operator.
+fn together(mut errors: Vec<(Class, String)>) -> SendError {
+    if errors.len() == 1 {
+        let (class, reason) = errors.remove(0);
+        return class.error(reason, None);
+    }
+    let all = |wanted: Class| errors.iter().all(|(class, _)| *class == wanted);
+    let any = |wanted: Class| errors.iter().any(|(class, _)| *class == wanted);
+    let class = match () {
+        () if all(Class::Permanent) => Class::Permanent,
+        () if all(Class::Broken) => Class::Broken,
+        () if any(Class::Away) && !any(Class::Transient) => Class::Away,
+        () => Class::Transient,
+    };
+    let reasons: Vec<_> = errors.into_iter().map(|(_, reason)| reason).collect();
+    class.error(reasons.join("; "), None)
+}
+
 #[async_trait]
 impl Carrier for Smtp {
     async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError> {
-        let to = match (&self.to, attempt.to) {
-            (Some(fixed), _) => Ok(fixed.clone()),
-            (None, Some(person)) => mail::person(person),
-            (None, None) => Err("the delivery has no recipient".to_owned()),
+        let letter = self.letter(attempt);
+        let letter = letter.map_err(|reason| SendError::Permanent { reason })?;
+        // The address as it goes on the wire may be written otherwise than in the directory.
+        let to = letter.to.to_string();
+        let shapes = [to.replace('+', "+2B").replace('=', "+3D"), to];
+        let redactor = attempt.redactor.with(shapes.map(Secret::new));
+        let attempt = &Attempt {
+            redactor: &redactor,
+            ..*attempt
         };
-        let built = to.and_then(|to| {
-            let message = mail::build(&self.sender, &to, attempt.note, SystemTime::now())?;
-            Ok((to.email, message))
-        });
-        let (to, message) = built.map_err(|reason| SendError::Permanent { reason })?;
+        let token = matches!(self.login, Some(Login::Token { .. }));
 
-        let mut begun = None;
-        if let Some(mut dialogue) = self.waiting(attempt).await {
-            let result = self.begin(&mut dialogue, attempt, &to).await;
-            // That a connection had enough after some mails says nothing about the relay.
-            if !matches!(&result, Err(stop) if stop.is_over()) {
-                begun = Some((dialogue, result));
+        let now = Instant::now();
+        let (fit, resting): (Vec<_>, Vec<_>) = self.hops.iter().partition(|hop| !hop.rests(now));
+        let mut left = self.hops.len();
+        let mut errors = Vec::new();
+        for hop in fit.iter().chain(&resting) {
+            let answered = errors.iter().any(|(class, _)| *class == Class::Transient);
+            if answered && hop.rests(now) {
+                break;
+            }
+            left -= 1;
+            let patience = match left {
+                0 => self.step,
+                _ => self.step.min(MAX_CONNECT),
+            };
+            match self.hand_over(hop, &letter, attempt, patience).await {
+                Ok(reply) => {
+                    self.note(hop, Standing::Well, "");
+                    let said = redactor.clean(&reply.text());
+                    return Ok(Receipt {
+                        said: match self.hops.len() {
+                            1 => said,
+                            _ => format!("{}: {said}", hop.relay),
+                        },
+                    });
+                }
+                Err(Stop::Told(error)) => return Err(error),
+                Err(Stop::Step((stage, fault))) => {
+                    let class = class(stage, &fault);
+                    let (standing, next) = (standing(class, &fault), asks_elsewhere(class, &fault));
+                    let reason = sentence(&hop.relay, token, (stage, fault), &redactor);
+                    self.note(hop, standing, &reason);
+                    if !next {
+                        return Err(class.error(reason, None));
+                    }
+                    errors.push((class, reason));
+                }
             }
         }
-        let (mut dialogue, begun) = match begun {
-            Some(begun) => begun,
-            None => {
-                let dialogue = self.relay.dial(attempt).await;
-                let mut dialogue =
-                    dialogue.map_err(|failure| self.error(failure, attempt.redactor))?;
-                let result = self.begin(&mut dialogue, attempt, &to).await;
-                (dialogue, result)
-            }
-        };
-        let outcome = match begun {
-            Ok(()) => self.finish(&mut dialogue, attempt, &message).await,
-            Err(stop) => Err(stop),
-        };
-        if outcome.as_ref().map_or_else(Stop::in_step, |_| true) && dialogue.in_step() {
-            self.park.put(dialogue);
-        }
-        match outcome {
-            Ok(reply) => Ok(Receipt {
-                said: attempt.redactor.clean(&reply.text()),
-            }),
-            Err(Stop::Uncommitted(error)) => Err(error),
-            Err(Stop::Step(failure)) => Err(self.error(failure, attempt.redactor)),
-        }
+        Err(together(errors))
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::dialogue::Dialogue;
+use super::relay::Session;
 
 /// More connections than this never wait at once.
 const MAX_PARKED: usize = 8;
@@ -31,18 +31,18 @@ struct Lot {
 
 struct Parked {
     number: u64,
-    dialogue: Dialogue,
+    session: Session,
     closer: AbortOnDropHandle<()>,
 }
 
 impl Park {
     /// The connection that waited least: the likeliest to be alive.
-    pub(super) fn take(&self) -> Option<Dialogue> {
-        self.lot().parked.pop().map(|parked| parked.dialogue)
+    pub(super) fn take(&self) -> Option<Session> {
+        self.lot().parked.pop().map(|parked| parked.session)
     }
 
     /// Lets a connection wait. The task that says good-bye to it ends with the park.
-    pub(super) fn put(self: &Arc<Self>, dialogue: Dialogue) {
+    pub(super) fn put(self: &Arc<Self>, session: Session) {
         let mut lot = self.lot();
         if lot.parked.len() >= MAX_PARKED {
             return;
@@ -54,17 +54,17 @@ impl Park {
             tokio::time::sleep(MAX_IDLE).await;
             let parked = park.upgrade().and_then(|park| park.remove(number));
             if let Some(Parked {
-                dialogue, closer, ..
+                session, closer, ..
             }) = parked
             {
                 // This task is the closer: to drop its handle would abort the good-bye.
                 drop(closer.detach());
-                dialogue.quit(QUIT).await;
+                session.dialogue.quit(QUIT).await;
             }
         }));
         lot.parked.push(Parked {
             number,
-            dialogue,
+            session,
             closer,
         });
     }

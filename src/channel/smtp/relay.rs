@@ -6,8 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lettre::transport::smtp::commands::Ehlo;
@@ -19,13 +17,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tracing::debug;
-use zeroize::Zeroizing;
 
 use super::class::Fault;
 use super::class::Stage;
 use super::dialogue::Dialogue;
 use super::dialogue::Reply;
 use super::dialogue::Stream;
+use super::login::Proof;
 use crate::channel::Attempt;
 use crate::secret::Secret;
 use crate::tls::certificate_error;
@@ -37,6 +35,7 @@ const MAX_ADDRESSES: usize = 8;
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// How the connection is protected.
+#[derive(Clone)]
 pub(super) enum Security {
     /// Plain at first, then TLS or nothing.
     StartTls(Arc<ClientConfig>),
@@ -44,25 +43,6 @@ pub(super) enum Security {
     Implicit(Arc<ClientConfig>),
     /// Never.
     None,
-}
-
-/// Who we are to the relay.
-pub(super) struct Login {
-    pub(super) username: String,
-    pub(super) password: Secret,
-}
-
-impl Login {
-    /// PLAIN's initial response (RFC 4616): no other identity than the one that logs in.
-    pub(super) fn plain(&self) -> Zeroizing<String> {
-        let response = Zeroizing::new(format!("\0{}\0{}", self.username, self.password.expose()));
-        Zeroizing::new(STANDARD.encode(response.as_bytes()))
-    }
-
-    /// LOGIN's second answer.
-    pub(super) fn login(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.password.expose()))
-    }
 }
 
 /// A step that failed.
@@ -74,18 +54,31 @@ pub(super) struct Relay {
     pub(super) name: ServerName<'static>,
     pub(super) port: u16,
     pub(super) security: Security,
-    pub(super) login: Option<Login>,
     /// What we call ourselves; `None`: the address we speak from.
     pub(super) ehlo: Option<ClientId>,
     pub(super) step: Duration,
 }
 
+/// A connection that is ready for MAIL, or between two mails.
+pub(super) struct Session {
+    pub(super) dialogue: Dialogue,
+    /// What the relay offered after it was greeted, inside TLS if there is any.
+    pub(super) offer: Offer,
+    /// What this connection logged in with.
+    pub(super) secrets: Vec<Secret>,
+}
+
 /// What an EHLO answer offers.
-struct Offer(Reply);
+pub(super) struct Offer(Reply);
 
 impl Offer {
+    /// Whether an extension is offered.
+    pub(super) fn has(&self, keyword: &str) -> bool {
+        self.words(keyword).is_some()
+    }
+
     /// The words after a keyword; `None` if it isn't offered. Old servers write `AUTH=PLAIN`.
-    fn words(&self, keyword: &str) -> Option<Vec<String>> {
+    pub(super) fn words(&self, keyword: &str) -> Option<Vec<String>> {
         let mut found = None;
         for line in self.0.lines.iter().skip(1) {
             let line = line.to_ascii_uppercase();
@@ -101,9 +94,14 @@ impl Offer {
 }
 
 impl Relay {
-    /// A connection that is ready for MAIL.
-    pub(super) async fn dial(&self, attempt: &Attempt<'_>) -> Result<Dialogue, Failure> {
-        let stream = self.connect().await.map_err(at(Stage::Connect))?;
+    /// A connection that is ready for MAIL. Only to connect takes no longer than `patience`.
+    pub(super) async fn dial(
+        &self,
+        attempt: &Attempt<'_>,
+        patience: Duration,
+        proof: Option<Proof<'_>>,
+    ) -> Result<Session, Failure> {
+        let stream = self.connect(patience).await.map_err(at(Stage::Connect))?;
         let ehlo = match &self.ehlo {
             Some(name) => name.clone(),
             None => match stream.local_addr().map(|a| a.ip().to_canonical()) {
@@ -136,23 +134,26 @@ impl Relay {
                 (dialogue, offer)
             }
         };
-        if let Some(login) = &self.login {
-            self.authenticate(&mut dialogue, attempt, &offer, login)
-                .await
-                .map_err(at(Stage::Auth))?;
+        if let Some(proof) = &proof {
+            let shown = proof.show(&mut dialogue, attempt, &offer, self.step).await;
+            shown.map_err(at(Stage::Auth))?;
         }
         debug!(relay = %self, "Connected to {self}");
-        Ok(dialogue)
+        Ok(Session {
+            dialogue,
+            offer,
+            secrets: proof.map_or_else(Vec::new, |proof| proof.secrets()),
+        })
     }
 
-    async fn connect(&self) -> Result<TcpStream, Fault> {
+    async fn connect(&self, patience: Duration) -> Result<TcpStream, Fault> {
         let connect = async {
             let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
             first_of(addresses.take(MAX_ADDRESSES).collect()).await
         };
-        match timeout(self.step, connect).await {
+        match timeout(patience, connect).await {
             Ok(stream) => stream.map_err(Fault::Lost),
-            Err(_) => Err(Fault::Slow(self.step)),
+            Err(_) => Err(Fault::Slow(patience)),
         }
     }
 
@@ -219,38 +220,6 @@ impl Relay {
             Err(_) => Fault::Slow(self.step),
         };
         Err((Stage::Tls, fault))
-    }
-
-    async fn authenticate(
-        &self,
-        dialogue: &mut Dialogue,
-        attempt: &Attempt<'_>,
-        offer: &Offer,
-        login: &Login,
-    ) -> Result<Reply, Fault> {
-        let offered = offer.words("AUTH").unwrap_or_default();
-        let offers = |mechanism: &str| offered.iter().any(|word| word == mechanism);
-        if offers("PLAIN") {
-            let line = Zeroizing::new(format!("AUTH PLAIN {}\r\n", *login.plain()));
-            let reply = dialogue.say_secret(attempt, line.as_bytes(), "AUTH PLAIN …", self.step);
-            return reply.await?.expect(235);
-        }
-        if offers("LOGIN") {
-            let reply = dialogue.say(attempt, "AUTH LOGIN\r\n", self.step);
-            reply.await?.expect(334)?;
-            let name = format!("{}\r\n", STANDARD.encode(&login.username));
-            let reply = dialogue.say_secret(attempt, name.as_bytes(), "(user name)", self.step);
-            reply.await?.expect(334)?;
-            let line = Zeroizing::new(format!("{}\r\n", *login.login()));
-            let reply = dialogue.say_secret(attempt, line.as_bytes(), "(password)", self.step);
-            return reply.await?.expect(235);
-        }
-        Err(Fault::Unfit(if offered.is_empty() {
-            "offers no AUTH here; leave out auth, username and password, or write another port or tls".to_owned()
-        } else {
-            let list = attempt.redactor.clean(&offered.join(", "));
-            format!("offers neither AUTH PLAIN nor LOGIN but {list}")
-        }))
     }
 }
 

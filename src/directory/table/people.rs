@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::directory::address;
+use crate::directory::international;
 use crate::recipients::Recipients;
 
 /// Ends each field in the text. No field holds a control character.
@@ -212,21 +213,6 @@ impl<'a> Fields<'a> {
             ("language", self.language),
         ]
     }
-}
-
-/// E.164 without the usual separators; `None`: it is no international number.
-fn international(phone: &str) -> Option<String> {
-    let number: String = phone
-        .chars()
-        .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '/' | '(' | ')'))
-        .collect();
-    let good = number.is_empty()
-        || number.strip_prefix('+').is_some_and(|digits| {
-            (7..=15).contains(&digits.len())
-                && !digits.starts_with('0')
-                && digits.bytes().all(|b| b.is_ascii_digit())
-        });
-    good.then_some(number)
 }
 
 fn is_language(tag: &str) -> bool {

@@ -10,10 +10,14 @@ use tracing::error;
 
 use crate::activation::Activation;
 use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::message::Recipient;
+use crate::outbox::Advanced;
 use crate::outbox::Case;
 use crate::outbox::CaseDelivery;
 use crate::outbox::CaseState;
+use crate::outbox::Evidence;
+use crate::outbox::Finding;
 use crate::outbox::Leased;
 use crate::outbox::OutboxError;
 use crate::outbox::State;
@@ -35,6 +39,7 @@ use crate::outbox::sqlite::row::json;
 use crate::outbox::sqlite::row::later;
 use crate::outbox::sqlite::row::micros;
 use crate::outbox::sqlite::row::span;
+use crate::outbox::sqlite::row::standing_word;
 use crate::outbox::sqlite::row::state_word;
 use crate::outbox::sqlite::row::time;
 use crate::outbox::sqlite::writer::Tx;
@@ -43,16 +48,22 @@ use crate::secret::mask_address;
 
 /// So many rows one transaction of a sweep touches at most.
 pub(super) const SWEEP_ROWS: u32 = 500;
+/// A trace keeps so many findings; a case that is tried for days says little that is new.
+const MAX_FINDINGS: usize = 64;
+/// A code that may replace others and be replaced: it was shown or found, and its word is believed.
+const COUNTS: &str = "stage = 'code-sent' AND standing <> 'provisional' AND (code_mac <> x'' OR found_mac IS NOT NULL)";
 
 /// An activation that is ready to be stored: its code is sealed already.
 pub(super) struct Incoming {
     activation: Activation,
     code_mac: Vec<u8>,
     sealed: Option<Vec<u8>>,
+    first: Vec<Finding>,
 }
 
 impl Incoming {
     pub(super) fn new(mut activation: Activation, seal: &Seal) -> Result<Self, OutboxError> {
+        let mut first = Finding::first(&activation);
         let code = activation.code.take();
         let code_mac = seal.code_mac(code.as_ref());
         let sealed = seal
@@ -66,19 +77,46 @@ impl Incoming {
         activation.addresses.clear();
         if let Some(code) = code {
             // No field that stays in clear may repeat it.
-            activation.description = Redactor::new([code.secret()]).clean(&activation.description);
+            let redactor = Redactor::new([code.secret()]);
+            activation.description = redactor.clean(&activation.description);
+            for finding in &mut first {
+                finding.said = redactor.clean(&finding.said);
+            }
         }
         Ok(Self {
             activation,
             code_mac,
             sealed,
+            first,
         })
     }
 
-    /// Only codes that went out replace each other.
     fn has_code(&self) -> bool {
         self.activation.stage == Stage::CodeSent && !self.code_mac.is_empty()
     }
+
+    /// Only codes that went out replace each other, and only those that are believed.
+    fn counts(&self) -> bool {
+        self.has_code() && self.activation.origin.standing != Standing::Provisional
+    }
+
+    fn whose(&self) -> Whose<'_> {
+        let a = &self.activation;
+        Whose {
+            device_id: &a.device.id,
+            vdom: &a.device.vdom,
+            person: &a.person,
+            event_time: micros(a.event_time),
+        }
+    }
+}
+
+/// Whose codes replace each other, and when one of them was sent.
+struct Whose<'a> {
+    device_id: &'a str,
+    vdom: &'a str,
+    person: &'a str,
+    event_time: i64,
 }
 
 /// Adds a line to a history.
@@ -151,9 +189,14 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
     let now = a.received_at;
     let wanted = a.stage == Stage::CodeSent;
     let expired = wanted && a.expires_at <= a.received_at;
-    let late = new.has_code() && newer_exists(tx, a)?;
+    if new.has_code() && found_already(tx, &a.event_id, &new.code_mac)? {
+        return Ok(Stored::Duplicate);
+    }
+    let late = new.counts() && newer_exists(tx, &new.whose())?;
+    let activated = wanted && activated_since(tx, &new.whose(), a.token.as_deref())?;
     let (state, reason) = match () {
         () if !wanted => (CaseState::Recorded, None),
+        () if activated => (CaseState::Cancelled, Some(ACTIVATED)),
         () if late && expired => (
             CaseState::Superseded,
             Some(
@@ -167,13 +210,21 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
         () if expired => (CaseState::Expired, Some(EXPIRED_ON_ARRIVAL)),
         () => (CaseState::Received, None),
     };
-    let due = matches!(state, CaseState::Received | CaseState::Expired);
+    // A life-cycle event is looked at once where it may end something or somebody must hear of it.
+    let due = match state {
+        CaseState::Recorded => match a.stage {
+            Stage::Activated => a.token.is_some(),
+            Stage::Failed => true,
+            Stage::Requested | Stage::CodeSent => false,
+        },
+        state => matches!(state, CaseState::Received | CaseState::Expired),
+    };
     let kept = tx
         .prepare_cached(
             "INSERT INTO activation (event_id, code_mac, sealed, device_id, device_name, vdom, user, person, logid, description,
-                 stage, rule, event_time, received_at, expires_at, validity, skew, token, state, reason, due_at)
+                 stage, rule, event_time, received_at, expires_at, validity, skew, token, state, reason, due_at, standing, trace)
              VALUES (:event_id, :code_mac, :sealed, :device_id, :device_name, :vdom, :user, :person, :logid, :description,
-                 :stage, :rule, :event_time, :received_at, :expires_at, :validity, :skew, :token, :state, :reason, :due_at)
+                 :stage, :rule, :event_time, :received_at, :expires_at, :validity, :skew, :token, :state, :reason, :due_at, :standing, :trace)
              ON CONFLICT DO NOTHING",
         )?
         .execute(named_params! {
@@ -198,8 +249,13 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
             ":state": case_word(state),
             ":reason": reason,
             ":due_at": due.then_some(micros(now)),
+            ":standing": standing_word(a.origin.standing),
+            ":trace": json(&new.first)?,
         })?;
     if kept == 0 {
+        if a.origin.standing == Standing::Provisional {
+            doubt_token(tx, new)?;
+        }
         return Ok(Stored::Duplicate);
     }
     let id = tx.last_insert_rowid();
@@ -215,8 +271,8 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
     if let Some(reason) = reason {
         note(tx, Some(id), None, now, None, reason)?;
     }
-    let superseded = if new.has_code() {
-        supersede_older(tx, a, id)?
+    let superseded = if new.counts() {
+        supersede_older(tx, &new.whose(), id, now)?
     } else {
         0
     };
@@ -230,49 +286,145 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
     })
 }
 
-fn newer_exists(tx: &Tx<'_>, a: &Activation) -> Result<bool, OutboxError> {
+fn newer_exists(tx: &Tx<'_>, whose: &Whose<'_>) -> Result<bool, OutboxError> {
     Ok(tx
-        .prepare_cached(
+        .prepare_cached(&format!(
             "SELECT EXISTS (SELECT 1 FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
-                 AND event_time > ? AND stage = 'code-sent' AND code_mac <> x'')",
-        )?
+                 AND event_time > ? AND {COUNTS})"
+        ))?
         .query_row(
-            params![a.device.id, a.device.vdom, a.person, micros(a.event_time)],
+            params![whose.device_id, whose.vdom, whose.person, whose.event_time],
             |row| row.get(0),
         )?)
 }
 
-/// The code with the latest event time replaces every older one that is still open, a resend of the same code included.
-fn supersede_older(tx: &Tx<'_>, a: &Activation, by: i64) -> Result<usize, OutboxError> {
-    let older: Vec<(i64, bool, bool)> = tx
+/// The log showed no code when this event came first, and the device named this one: it has gone out already.
+fn found_already(tx: &Tx<'_>, event_id: &str, code_mac: &[u8]) -> Result<bool, OutboxError> {
+    Ok(tx
         .prepare_cached(
-            "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
-                 AND event_time < ? AND stage = 'code-sent' AND code_mac <> x''
-                 AND state IN ('received', 'routed', 'needs-attention')",
+            "SELECT EXISTS (SELECT 1 FROM activation WHERE event_id = ? AND found_mac = ?)",
         )?
+        .query_row(params![event_id, code_mac], |row| row.get(0))?)
+}
+
+/// Two lines of one unconfirmed event name different tokens, so one of them may be forged: neither is believed, and the
+/// device is asked for the user's.
+fn doubt_token(tx: &Tx<'_>, new: &Incoming) -> Result<(), OutboxError> {
+    let a = &new.activation;
+    let doubted: Option<i64> = tx
+        .prepare_cached(
+            "UPDATE activation SET token = NULL, state = 'received', reason = NULL WHERE event_id = ?1 AND code_mac = ?2
+                 AND token IS NOT NULL AND token IS NOT ?3 AND standing = 'provisional'
+                 AND state IN ('received', 'needs-attention') RETURNING id",
+        )?
+        .query_row(params![a.event_id, new.code_mac, a.token], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = doubted {
+        let said = "the same event came again with another token; neither is believed";
+        note(tx, Some(id), None, a.received_at, None, said)?;
+        wake(tx, id, a.received_at)?;
+    }
+    Ok(())
+}
+
+const ACTIVATED: &str = "the token was activated";
+
+/// The device has said that a token of this person was activated after the code was sent: the events came out of order.
+fn activated_since(
+    tx: &Tx<'_>,
+    whose: &Whose<'_>,
+    token: Option<&str>,
+) -> Result<bool, OutboxError> {
+    Ok(tx
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM activation WHERE device_id = ?1 AND person = ?2 AND event_time >= ?3
+                 AND stage = 'activated' AND standing = 'confirmed' AND (token = ?4 OR (?4 IS NULL AND vdom = ?5)))",
+        )?
+        .query_row(
+            params![whose.device_id, whose.person, whose.event_time, token, whose.vdom],
+            |row| row.get(0),
+        )?)
+}
+
+/// Ends a case that is open because something else took its place or made it needless. What has arrived has arrived; only
+/// its code is not needed any more. Whether this is an end that was not counted before.
+fn end_case(
+    tx: &Tx<'_>,
+    open: (i64, bool, bool),
+    (case_as, state, reason): (CaseState, State, &str),
+    now: Timestamp,
+) -> Result<bool, OutboxError> {
+    let (id, reached, counted) = open;
+    let ended = end_deliveries(tx, id, state, reason, now)?;
+    let accepted: bool = tx
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM delivery WHERE activation = ? AND state = 'accepted')",
+        )?
+        .query_row([id], |row| row.get(0))?;
+    let arrived = reached || (accepted && ended == 0);
+    close(tx, id, (!arrived).then_some(case_as), reason)?;
+    wipe(tx, id)?;
+    if !arrived {
+        let said = format!("{}: {reason}", state_word(state));
+        note(tx, Some(id), None, now, None, &said)?;
+    }
+    Ok(!arrived && !counted)
+}
+
+fn open_case(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, bool, bool)> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+/// The code with the latest event time replaces every older one that is still open, a resend of the same code included.
+fn supersede_older(
+    tx: &Tx<'_>,
+    whose: &Whose<'_>,
+    by: i64,
+    now: Timestamp,
+) -> Result<usize, OutboxError> {
+    let older: Vec<_> = tx
+        .prepare_cached(&format!(
+            "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
+                 AND event_time < ? AND {COUNTS} AND state IN ('received', 'routed', 'needs-attention')"
+        ))?
         .query_map(
-            params![a.device.id, a.device.vdom, a.person, micros(a.event_time)],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            params![whose.device_id, whose.vdom, whose.person, whose.event_time],
+            open_case,
         )?
         .collect::<Result<_, _>>()?;
     let reason = format!("the newer {} takes its place", Id::Activation(by));
     let mut superseded = 0;
-    for (id, reached, counted) in older {
-        let ended = end_deliveries(tx, id, State::Superseded, &reason, a.received_at)?;
-        let accepted: bool = tx
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM delivery WHERE activation = ? AND state = 'accepted')")?
-            .query_row([id], |row| row.get(0))?;
-        // What has arrived has arrived; only its code is not needed any more.
-        let arrived = reached || (accepted && ended == 0);
-        close(tx, id, (!arrived).then_some(CaseState::Superseded), &reason)?;
-        wipe(tx, id)?;
-        if !arrived {
-            let said = format!("superseded: {reason}");
-            note(tx, Some(id), None, a.received_at, None, &said)?;
-        }
-        superseded += usize::from(!arrived && !counted);
+    for case in older {
+        let how = (CaseState::Superseded, State::Superseded, reason.as_str());
+        superseded += usize::from(end_case(tx, case, how, now)?);
     }
     Ok(superseded)
+}
+
+/// The token of this person is activated: codes for it that were sent before are needed no longer.
+fn cancel_activated(
+    tx: &Tx<'_>,
+    whose: &Whose<'_>,
+    token: &str,
+    now: Timestamp,
+) -> Result<usize, OutboxError> {
+    let open: Vec<_> = tx
+        .prepare_cached(
+            "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ?1 AND person = ?2
+                 AND event_time <= ?3 AND (token = ?4 OR (token IS NULL AND vdom = ?5)) AND stage = 'code-sent'
+                 AND state IN ('received', 'routed', 'needs-attention')",
+        )?
+        .query_map(
+            params![whose.device_id, whose.person, whose.event_time, token, whose.vdom],
+            open_case,
+        )?
+        .collect::<Result<_, _>>()?;
+    let mut cancelled = 0;
+    for case in open {
+        let how = (CaseState::Cancelled, State::Cancelled, ACTIVATED);
+        cancelled += usize::from(end_case(tx, case, how, now)?);
+    }
+    Ok(cancelled)
 }
 
 /// What the token went through later belongs to the story of its code.
@@ -406,7 +558,16 @@ fn deliveries_of(tx: &Tx<'_>, activation: i64) -> Result<Vec<CaseDelivery>, Outb
 /// What a case is before it is advanced.
 struct Held {
     event_id: String,
+    /// The mark of the code that the log showed: it names the event and its deliveries.
     code_mac: Vec<u8>,
+    /// The mark under which the code is sealed.
+    sealed_as: Vec<u8>,
+    sealed: Option<Vec<u8>>,
+    device_id: String,
+    vdom: String,
+    event_time: i64,
+    stage: String,
+    trace: Vec<Finding>,
     state: CaseState,
     reason: Option<String>,
     released: bool,
@@ -418,7 +579,8 @@ struct Held {
 
 fn held(tx: &Tx<'_>, id: i64, fence: i64) -> Result<Held, OutboxError> {
     let mut statement = tx.prepare_cached(
-        "SELECT event_id, code_mac, state, reason, released, recipient, told, received_at, expires_at
+        "SELECT event_id, code_mac, coalesce(found_mac, code_mac) AS sealed_as, sealed, device_id, vdom, event_time, stage,
+             trace, state, reason, released, recipient, told, received_at, expires_at
          FROM activation WHERE id = ? AND fence = ? AND leased = 1",
     )?;
     let mut rows = statement.query([id, fence])?;
@@ -426,6 +588,13 @@ fn held(tx: &Tx<'_>, id: i64, fence: i64) -> Result<Held, OutboxError> {
     Ok(Held {
         event_id: row.get("event_id")?,
         code_mac: row.get("code_mac")?,
+        sealed_as: row.get("sealed_as")?,
+        sealed: row.get("sealed")?,
+        device_id: row.get("device_id")?,
+        vdom: row.get("vdom")?,
+        event_time: row.get("event_time")?,
+        stage: row.get("stage")?,
+        trace: from_json(&row.get::<_, String>("trace")?)?,
         state: case_state(&row.get::<_, String>("state")?)?,
         reason: row.get("reason")?,
         released: row.get("released")?,
@@ -447,8 +616,19 @@ pub(super) fn advance(
     fence: i64,
     step: Step,
     now: Timestamp,
-) -> Result<CaseState, OutboxError> {
-    let before = held(tx, id, fence)?;
+) -> Result<Advanced, OutboxError> {
+    let mut before = held(tx, id, fence)?;
+    keep_trace(tx, id, &before, &step.trace)?;
+    let mut done = Advanced {
+        state: before.state,
+        superseded: 0,
+        cancelled: 0,
+    };
+    if let Some(evidence) = &step.evidence
+        && !take_evidence(tx, seal, id, &mut before, evidence, now, &mut done)?
+    {
+        return Ok(done);
+    }
     let step = within_limit(tx, id, &before, step, now)?;
     let recipient = step.recipient.clone().or(before.recipient);
 
@@ -538,7 +718,117 @@ pub(super) fn advance(
     if step.wipe {
         wipe(tx, id)?;
     }
-    Ok(state)
+    Ok(Advanced { state, ..done })
+}
+
+/// Adds what the trace doesn't say already.
+fn keep_trace(
+    tx: &Tx<'_>,
+    id: i64,
+    before: &Held,
+    findings: &[Finding],
+) -> Result<(), OutboxError> {
+    let mut trace = before.trace.clone();
+    for finding in findings {
+        let known = |f: &Finding| f.by == finding.by && f.said == finding.said;
+        if trace.len() < MAX_FINDINGS && !trace.iter().any(known) {
+            trace.push(finding.clone());
+        }
+    }
+    if trace.len() > before.trace.len() {
+        tx.prepare_cached("UPDATE activation SET trace = ? WHERE id = ?")?
+            .execute(params![json(&trace)?, id])?;
+    }
+    Ok(())
+}
+
+/// Writes down what the device said. `false`: the case is over by it, and nothing else of the step happens.
+fn take_evidence(
+    tx: &Tx<'_>,
+    seal: &Seal,
+    id: i64,
+    before: &mut Held,
+    evidence: &Evidence,
+    now: Timestamp,
+    done: &mut Advanced,
+) -> Result<bool, OutboxError> {
+    let found_mac = evidence.code.as_ref().map(|code| seal.code_mac(Some(code)));
+    if let (Some(code), Some(mac)) = (&evidence.code, &found_mac) {
+        let open = |sealed: &Vec<u8>| {
+            seal.open(&before.event_id, &before.sealed_as, sealed)
+                .map_err(OutboxError::Sealed)
+        };
+        let addresses = match &before.sealed {
+            Some(sealed) => open(sealed)?.addresses,
+            None => Vec::new(),
+        };
+        before.sealed = seal
+            .seal(&before.event_id, mac, Some(code), &addresses)
+            .map_err(OutboxError::Sealed)?;
+    }
+    if let Some(expires_at) = evidence.expires_at {
+        before.expires_at = micros(expires_at);
+        tx.prepare_cached("UPDATE delivery SET expires_at = ? WHERE activation = ?")?
+            .execute(params![before.expires_at, id])?;
+    }
+    tx.prepare_cached(
+        "UPDATE activation SET standing = 'confirmed', found_mac = coalesce(?2, found_mac), sealed = ?3, expires_at = ?4,
+             token = ?5, person = ?6 WHERE id = ?1",
+    )?
+    .execute(params![
+        id,
+        found_mac,
+        before.sealed,
+        before.expires_at,
+        evidence.token,
+        evidence.person
+    ])?;
+    let whose = Whose {
+        device_id: &before.device_id,
+        vdom: &before.vdom,
+        person: &evidence.person,
+        event_time: before.event_time,
+    };
+    if before.stage == Stage::Activated.as_str() {
+        done.cancelled = cancel_activated(tx, &whose, &evidence.token, now)?;
+        return Ok(true);
+    }
+    let counted = before.told.iter().any(|t| t.starts_with("ended:"));
+    let over = match () {
+        () if activated_since(tx, &whose, Some(&evidence.token))? => {
+            done.cancelled = usize::from(!counted);
+            Some((CaseState::Cancelled, State::Cancelled, ACTIVATED))
+        }
+        () if newer_exists(tx, &whose)? => {
+            done.superseded = usize::from(!counted);
+            let why = "a newer code was already there";
+            Some((CaseState::Superseded, State::Superseded, why))
+        }
+        () if shown_elsewhere(tx, id, &before.event_id, found_mac.as_deref())? => {
+            done.superseded = usize::from(!counted);
+            let why = "the same event has come with its code readable";
+            Some((CaseState::Superseded, State::Superseded, why))
+        }
+        () => None,
+    };
+    if let Some((state, ends, why)) = over {
+        end_case(tx, (id, false, counted), (state, ends, why), now)?;
+        done.state = state;
+        return Ok(false);
+    }
+    done.superseded = supersede_older(tx, &whose, id, now)?;
+    Ok(true)
+}
+
+fn shown_elsewhere(
+    tx: &Tx<'_>,
+    id: i64,
+    event_id: &str,
+    found_mac: Option<&[u8]>,
+) -> Result<bool, OutboxError> {
+    Ok(tx
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM activation WHERE event_id = ? AND code_mac = ? AND id <> ?)")?
+        .query_row(params![event_id, found_mac, id], |row| row.get(0))?)
 }
 
 /// The step itself, or what takes its place when the person has had too many.

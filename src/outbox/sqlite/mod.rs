@@ -27,8 +27,8 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::activation::Activation;
+use crate::outbox::Advanced;
 use crate::outbox::Case;
-use crate::outbox::CaseState;
 use crate::outbox::Command;
 use crate::outbox::Commanded;
 use crate::outbox::Depth;
@@ -216,7 +216,7 @@ impl Sqlite {
 /// Codes that may still be sent, or whose events must still be known again: both need the key.
 fn holds_living_codes(tx: &Transaction<'_>) -> rusqlite::Result<bool> {
     tx.query_row(
-        "SELECT EXISTS (SELECT 1 FROM activation WHERE code_mac <> x'' AND (sealed IS NOT NULL OR expires_at > ?))",
+        "SELECT EXISTS (SELECT 1 FROM activation WHERE (code_mac <> x'' OR found_mac IS NOT NULL) AND (sealed IS NOT NULL OR expires_at > ?))",
         [row::micros(Timestamp::now())],
         |row| row.get(0),
     )
@@ -270,7 +270,7 @@ impl Outbox for Sqlite {
         case: &Case,
         step: Step,
         now: Timestamp,
-    ) -> Result<CaseState, OutboxError> {
+    ) -> Result<Advanced, OutboxError> {
         let (seal, id, fence) = (self.seal()?, activation_number(&case.id)?, case.fence);
         self.write(move |tx| cases::advance(tx, &seal, id, fence, step, now))
             .await
@@ -437,6 +437,7 @@ mod tests {
             code: ActivationCode::captured("EEIOTCU3LENEDJMR"),
             token: None,
             addresses: Vec::new(),
+            origin: Default::default(),
         }
     }
 
@@ -528,10 +529,18 @@ mod tests {
             ),
             (
                 "SELECT id, reached FROM activation WHERE device_id = 'd' AND vdom = 'v' AND person = 'p'
-                     AND event_time < 1 AND stage = 'code-sent' AND code_mac <> x''
+                     AND event_time < 1 AND stage = 'code-sent' AND standing <> 'provisional'
+                     AND (code_mac <> x'' OR found_mac IS NOT NULL)
                      AND state IN ('received', 'routed', 'needs-attention')",
                 "activation_open",
             ),
+            ("SELECT id FROM activation WHERE device_id = 'd' AND token = 't'", "activation_token"),
+            (
+                "SELECT 1 FROM activation WHERE device_id = 'd' AND person = 'p' AND event_time >= 1
+                     AND stage = 'activated' AND standing = 'confirmed' AND (token = 't' OR (?1 IS NULL AND vdom = 'v'))",
+                "activation_activated",
+            ),
+            ("SELECT 1 FROM activation WHERE event_id = 'e' AND found_mac = x'00'", "sqlite_autoindex_activation"),
             ("SELECT 1 FROM activation WHERE sealed IS NOT NULL AND expires_at <= 1 LIMIT 9", "activation_sealed"),
         ] {
             let plan = outbox

@@ -1,5 +1,7 @@
 //! The queue as an operator sees it, and an operator's hand on it.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rusqlite::Connection;
 use rusqlite::OptionalExtension;
@@ -12,6 +14,7 @@ use crate::outbox::Command;
 use crate::outbox::Commanded;
 use crate::outbox::Depth;
 use crate::outbox::Entry;
+use crate::outbox::Event;
 use crate::outbox::Filter;
 use crate::outbox::OutboxError;
 use crate::outbox::Row;
@@ -28,9 +31,15 @@ use crate::outbox::sqlite::row::STATES;
 use crate::outbox::sqlite::row::from_json;
 use crate::outbox::sqlite::row::json;
 use crate::outbox::sqlite::row::micros;
+use crate::outbox::sqlite::row::span;
 use crate::outbox::sqlite::row::state_word;
 use crate::outbox::sqlite::row::time;
 use crate::outbox::sqlite::writer::Tx;
+
+/// A story shows so many events, the newest.
+const MAX_EVENTS: u32 = 100;
+/// What was received so long before or after belongs to another story: a code lives a week at most.
+const STORY_SPAN: Duration = Duration::from_secs(14 * 86_400);
 
 /// Every row of the queue, and one more kind: an activation that is not listed, for `show`.
 const ROWS: &str = "
@@ -45,8 +54,9 @@ const ROWS: &str = "
         NULL, json_extract(a.recipient, '$.email'), a.attempt,
         CASE WHEN a.state = 'received' AND NOT a.leased THEN a.due_at END, a.expires_at,
         a.reason, a.received_at,
-        a.state = 'needs-attention' OR NOT EXISTS (SELECT 1 FROM delivery d WHERE d.activation = a.id)
-    FROM activation a WHERE a.state <> 'recorded'";
+        a.state = 'needs-attention'
+            OR (a.state <> 'recorded' AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.activation = a.id))
+    FROM activation a";
 
 fn row(row: &rusqlite::Row<'_>) -> Result<Row, OutboxError> {
     let kind: String = row.get("kind")?;
@@ -97,7 +107,11 @@ pub(super) fn list(db: &Connection, filter: &Filter) -> Result<Vec<Row>, OutboxE
 }
 
 pub(super) fn depth(db: &Connection) -> Result<Depth, OutboxError> {
-    let mut counts: Vec<(State, u64)> = STATES.iter().map(|(state, _)| (*state, 0)).collect();
+    let mut counts: Vec<(State, u64)> = STATES
+        .iter()
+        .filter(|(state, _)| *state != State::Recorded)
+        .map(|(state, _)| (*state, 0))
+        .collect();
     let mut oldest: Option<i64> = None;
     let mut statement = db.prepare_cached(&format!(
         "SELECT state, count(*), min(created_at) FROM ({ROWS}) WHERE listed GROUP BY state"
@@ -130,13 +144,7 @@ pub(super) fn show(db: &Connection, id: &str) -> Result<Story, OutboxError> {
     let mut statement =
         db.prepare_cached(&format!("SELECT * FROM ({ROWS}) WHERE kind = ? AND id = ?"))?;
     let mut rows = statement.query(params![kind, number])?;
-    let row = match rows.next()? {
-        Some(found) => row(found)?,
-        None => {
-            refuse_recorded(db, id)?;
-            return Err(unknown());
-        }
-    };
+    let row = row(rows.next()?.ok_or_else(unknown)?)?;
     let activation: Option<i64> = match id {
         Id::Activation(n) => Some(n),
         Id::Delivery(n) => db
@@ -152,11 +160,15 @@ pub(super) fn show(db: &Connection, id: &str) -> Result<Story, OutboxError> {
         rule: None,
         event_time: None,
         source: None,
+        token: None,
+        trace: Vec::new(),
+        life: Vec::new(),
         history: Vec::new(),
     };
     let (column, of) = match activation {
         Some(activation) => {
             about(db, activation, &mut story)?;
+            story.life = life(db, activation)?;
             ("activation", activation)
         }
         None => ("delivery", number),
@@ -177,7 +189,7 @@ pub(super) fn show(db: &Connection, id: &str) -> Result<Story, OutboxError> {
 
 fn about(db: &Connection, activation: i64, story: &mut Story) -> Result<(), OutboxError> {
     let mut statement = db.prepare_cached(
-        "SELECT event_id, device_id, device_name, vdom, rule, event_time, recipient FROM activation WHERE id = ?",
+        "SELECT event_id, device_id, device_name, vdom, rule, event_time, recipient, token, trace FROM activation WHERE id = ?",
     )?;
     let mut rows = statement.query([activation])?;
     if let Some(found) = rows.next()? {
@@ -192,8 +204,60 @@ fn about(db: &Connection, activation: i64, story: &mut Story) -> Result<(), Outb
         story.rule = Some(found.get("rule")?);
         story.event_time = Some(time(found.get("event_time")?));
         story.source = recipient.map(|r| r.source);
+        story.token = found.get("token")?;
+        story.trace = from_json(&found.get::<_, String>("trace")?)?;
     }
     Ok(())
+}
+
+/// Everything of the same token or user, in the order in which it happened.
+///
+/// Events that name a token belong together by it. Codes belong to their user, and so does an event without a token. A
+/// request names the token and a user who may be the administrator at work: it links the two only where that user has
+/// asked for one token alone.
+fn life(db: &Connection, activation: i64) -> Result<Vec<Event>, OutboxError> {
+    let mut statement = db.prepare_cached(
+        "WITH RECURSIVE
+         known AS MATERIALIZED (
+             SELECT b.id, b.event_time, b.token,
+                 CASE WHEN b.person <> '' AND (b.stage = 'code-sent' OR b.token IS NULL OR b.standing = 'confirmed' OR (
+                     SELECT count(DISTINCT r.token) FROM activation r WHERE r.device_id = b.device_id AND r.vdom = b.vdom
+                         AND r.person = b.person AND r.stage = 'requested') = 1
+                 ) THEN b.vdom || char(0) || b.person END AS who
+             FROM activation b JOIN activation this ON this.id = ?1
+             WHERE b.device_id = this.device_id AND b.received_at BETWEEN this.received_at - ?2 AND this.received_at + ?2
+         ),
+         tie (is_token, value) AS (
+             SELECT 1, token FROM known WHERE id = ?1
+             UNION SELECT 0, who FROM known WHERE id = ?1
+             UNION SELECT NOT tie.is_token, iif(tie.is_token, k.who, k.token)
+                 FROM tie JOIN known k ON tie.value = iif(tie.is_token, k.token, k.who)
+         )
+         SELECT a.id, a.event_time, a.stage, CASE a.state WHEN 'routed' THEN 'received' ELSE a.state END, a.user, a.token,
+             a.description
+         FROM activation a WHERE a.id IN (
+             SELECT id FROM known WHERE id = ?1 OR token IN (SELECT value FROM tie WHERE is_token)
+                 OR who IN (SELECT value FROM tie WHERE NOT is_token) ORDER BY event_time DESC, id DESC LIMIT ?3)
+         ORDER BY a.event_time DESC, a.id DESC",
+    )?;
+    let mut rows = statement.query(params![activation, span(STORY_SPAN), MAX_EVENTS])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        let stage: String = row.get(2)?;
+        events.push(Event {
+            id: Id::Activation(row.get(0)?).to_string(),
+            at: time(row.get(1)?),
+            stage: stage
+                .parse()
+                .map_err(|()| OutboxError::Damaged(format!("a row has the stage {stage}")))?,
+            state: row::state(&row.get::<_, String>(3)?)?,
+            user: row.get(4)?,
+            token: row.get(5)?,
+            description: row.get(6)?,
+        });
+    }
+    events.reverse();
+    Ok(events)
 }
 
 /// A life-cycle event has an id, too, but it is no row of the queue.

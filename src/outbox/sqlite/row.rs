@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 use crate::activation::Activation;
 use crate::activation::Device;
+use crate::activation::Origin;
+use crate::activation::Standing;
 use crate::channel::OnUncertain;
 use crate::outbox::CaseState;
 use crate::outbox::OutboxError;
@@ -62,7 +64,13 @@ const CASE_STATES: [(CaseState, &str); 7] = [
     (CaseState::Recorded, "recorded"),
 ];
 
-pub(super) const STATES: [(State, &str); 9] = [
+const STANDINGS: [(Standing, &str); 3] = [
+    (Standing::Logged, "logged"),
+    (Standing::Provisional, "provisional"),
+    (Standing::Confirmed, "confirmed"),
+];
+
+pub(super) const STATES: [(State, &str); 10] = [
     (State::Received, "received"),
     (State::Pending, "pending"),
     (State::Sending, "sending"),
@@ -72,6 +80,7 @@ pub(super) const STATES: [(State, &str); 9] = [
     (State::Superseded, "superseded"),
     (State::Cancelled, "cancelled"),
     (State::NeedsAttention, "needs-attention"),
+    (State::Recorded, "recorded"),
 ];
 
 const ROLES: [(Role, &str); 3] = [
@@ -101,6 +110,10 @@ pub(super) fn case_word(state: CaseState) -> &'static str {
 
 pub(super) fn case_state(word: &str) -> Result<CaseState, OutboxError> {
     value(&CASE_STATES, word)
+}
+
+pub(super) fn standing_word(standing: Standing) -> &'static str {
+    word(&STANDINGS, standing)
 }
 
 pub(super) fn state_word(state: State) -> &'static str {
@@ -180,12 +193,16 @@ pub(super) struct Gathered {
 }
 
 /// The columns that [`activation`] reads; the table is called `a`.
-pub(super) const ACTIVATION: &str = "a.event_id, a.code_mac, a.sealed, a.device_id, a.device_name, a.vdom, a.user, a.person, \
+pub(super) const ACTIVATION: &str = "a.event_id, coalesce(a.found_mac, a.code_mac) AS code_mac, a.standing, a.sealed, a.device_id, a.device_name, a.vdom, a.user, a.person, \
      a.logid, a.description, a.stage, a.rule, a.event_time, a.received_at AS a_received_at, \
      a.expires_at AS a_expires_at, a.validity, a.skew, a.token, a.recipient";
 
 /// An activation from its row, without what is sealed.
 pub(super) fn activation(row: &Row<'_>) -> rusqlite::Result<Activation> {
+    let malformed = |column: &str| {
+        rusqlite::Error::InvalidColumnType(0, column.to_owned(), rusqlite::types::Type::Text)
+    };
+    let standing: String = row.get("standing")?;
     Ok(Activation {
         event_id: row.get("event_id")?,
         device: Device {
@@ -197,9 +214,10 @@ pub(super) fn activation(row: &Row<'_>) -> rusqlite::Result<Activation> {
         person: row.get("person")?,
         logid: row.get("logid")?,
         description: row.get("description")?,
-        stage: row.get::<_, String>("stage")?.parse().map_err(|()| {
-            rusqlite::Error::InvalidColumnType(0, "stage".to_owned(), rusqlite::types::Type::Text)
-        })?,
+        stage: row
+            .get::<_, String>("stage")?
+            .parse()
+            .map_err(|()| malformed("stage"))?,
         rule: row.get("rule")?,
         event_time: time(row.get("event_time")?),
         received_at: time(row.get("a_received_at")?),
@@ -209,6 +227,15 @@ pub(super) fn activation(row: &Row<'_>) -> rusqlite::Result<Activation> {
         code: None,
         token: row.get("token")?,
         addresses: Vec::new(),
+        origin: Origin {
+            // The line stands in the trace.
+            line: String::new(),
+            standing: STANDINGS
+                .iter()
+                .find(|(_, word)| *word == standing)
+                .map(|(standing, _)| *standing)
+                .ok_or_else(|| malformed("standing"))?,
+        },
     })
 }
 

@@ -143,6 +143,15 @@ impl Authority {
         StreamOwned::new(session, socket.into())
     }
 
+    /// A client's certificate, by whose common name it is known.
+    pub fn sign_client(&self, name: &str) -> Identity {
+        self.sign_with(&[name], |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        })
+    }
+
     fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Identity {
         self.sign_key(KeyPair::generate().unwrap(), names, change)
     }

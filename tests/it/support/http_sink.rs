@@ -49,6 +49,8 @@ pub enum Answer {
     Silence,
     /// Takes the request and ends the connection.
     Close,
+    /// Just these bytes, then the end of the connection.
+    Raw(Vec<u8>),
 }
 
 /// A status and a body.
@@ -136,6 +138,10 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
         seen.lock().unwrap().push(request.clone());
         match answer(&request) {
             Answer::Close => return None,
+            Answer::Raw(bytes) => {
+                socket.write_all(&bytes).await.ok()?;
+                return None;
+            }
             Answer::Silence => {
                 // Until the other side has had enough.
                 socket.read_u8().await.ok()?;

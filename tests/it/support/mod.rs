@@ -1,24 +1,20 @@
 //! What the tests share: a relay to start, servers to send to, log lines to send.
 
 pub mod authority;
+pub mod channel;
+pub mod fortigate;
 pub mod http_sink;
+pub mod microsoft;
 pub mod postfix;
+pub mod proxy;
 pub mod relay;
 pub mod samples;
+pub mod slack;
+pub mod slapd;
 pub mod smtp_sink;
+pub mod teams;
+pub mod twilio;
 
-use std::time::Duration;
-use std::time::Instant;
+mod until;
 
-/// Waits for something that another process or thread is about to do; panics with `what` after 20 s.
-#[track_caller]
-pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < end, "waited 20 s for {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
+pub use until::until;

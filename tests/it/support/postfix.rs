@@ -49,7 +49,8 @@ pub struct Postfix {
 }
 
 impl Postfix {
-    /// Mailboxes of example.com: alice, and grey, whose first mail is postponed. Everybody else is unknown.
+    /// Mailboxes of example.com: alice, jürgen, and grey, whose first mail is postponed. Mail to bounce is taken and comes
+    /// back. Everybody else is unknown.
     pub async fn start() -> Self {
         demand();
         let dir = tempfile::Builder::new()
@@ -198,6 +199,7 @@ virtual_mailbox_domains = example.com
 virtual_mailbox_base = {root}/mail
 virtual_mailbox_maps = texthash:{root}/etc/mailboxes
 virtual_minimum_uid = 1
+transport_maps = texthash:{root}/etc/transport
 virtual_uid_maps = static:{NOBODY}
 virtual_gid_maps = static:{NOBODY}
 smtpd_tls_cert_file = {root}/server.pem
@@ -226,6 +228,7 @@ smtp unix - - n - - smtp
 relay unix - - n - - smtp
 showq unix n - n - - showq
 error unix - - n - - error
+gone unix - n n - - pipe user=nobody argv=/bin/false
 retry unix - - n - - error
 discard unix - - n - - discard
 local unix - n n - - local
@@ -245,8 +248,12 @@ postlog unix-dgram n - n - 1 postlogd
         ("etc/main.cf", main),
         ("etc/master.cf", master),
         (
+            "etc/transport",
+            "bounce@example.com gone:\n".to_owned(),
+        ),
+        (
             "etc/mailboxes",
-            "alice@example.com alice/\ngrey@example.com grey/\n".to_owned(),
+            "alice@example.com alice/\ngrey@example.com grey/\njürgen@example.com juergen/\nbounce@example.com bounce/\n".to_owned(),
         ),
         (
             "etc/sasl/smtpd.conf",

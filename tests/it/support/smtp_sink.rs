@@ -72,12 +72,16 @@ pub struct Seen {
 }
 
 type Script = dyn Fn(&Step<'_>) -> Act + Send + Sync;
+/// Whether a token is good for a scope.
+type Tokens = dyn Fn(&str, &str) -> bool + Send + Sync;
 
 struct Server {
     script: Box<Script>,
     acceptor: Option<TlsAcceptor>,
     implicit: bool,
     auth: &'static str,
+    extensions: &'static [&'static str],
+    tokens: Box<Tokens>,
     login: (String, String),
     seen: watch::Sender<Seen>,
 }
@@ -88,6 +92,8 @@ pub struct Setup {
     acceptor: Option<TlsAcceptor>,
     implicit: bool,
     auth: &'static str,
+    extensions: &'static [&'static str],
+    tokens: Box<Tokens>,
 }
 
 /// A running server; it ends when this is dropped.
@@ -99,6 +105,8 @@ pub struct Sink {
 
 /// The only account.
 pub const USERNAME: &str = "ftm-relay";
+/// What its tokens must be for.
+pub const SCOPE: &str = "https://outlook.office365.com/.default";
 /// Its password.
 pub const PASSWORD: &str = "correct horse";
 
@@ -109,6 +117,8 @@ impl Setup {
             acceptor: None,
             implicit: false,
             auth: "",
+            extensions: &[],
+            tokens: Box::new(|_, _| false),
         }
     }
 
@@ -128,6 +138,18 @@ impl Setup {
     pub fn auth(mut self, mechanisms: &'static str) -> Self {
         self.auth = mechanisms;
         self
+    }
+
+    /// Offers these extensions; a parameter of one that isn't offered is refused.
+    pub fn extensions(mut self, extensions: &'static [&'static str]) -> Self {
+        self.extensions = extensions;
+        self
+    }
+
+    /// Offers XOAUTH2 and believes these tokens, given for [`SCOPE`].
+    pub fn xoauth2(mut self, tokens: impl Fn(&str, &str) -> bool + Send + Sync + 'static) -> Self {
+        self.tokens = Box::new(tokens);
+        self.auth("LOGIN XOAUTH2")
     }
 
     /// Misbehaves.
@@ -150,6 +172,8 @@ impl Setup {
             acceptor: self.acceptor,
             implicit: self.implicit,
             auth: self.auth,
+            extensions: self.extensions,
+            tokens: self.tokens,
             login: (base64(USERNAME.as_bytes()), base64(PASSWORD.as_bytes())),
             seen: sender,
         });
@@ -207,6 +231,14 @@ pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+fn decoded(text: &str) -> Option<String> {
+    use base64::Engine;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .ok()?;
+    String::from_utf8(bytes).ok()
+}
+
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
@@ -253,6 +285,9 @@ impl Server {
                     if !self.auth.is_empty() {
                         offer += &format!("250-AUTH {}\r\n", self.auth);
                     }
+                    for extension in self.extensions {
+                        offer += &format!("250-{extension}\r\n");
+                    }
                     offer += "250 ENHANCEDSTATUSCODES\r\n";
                     self.answer(&mut connection, &verb, &offer).await?;
                 }
@@ -273,6 +308,13 @@ impl Server {
                             let expected = format!("\0{USERNAME}\0{PASSWORD}");
                             line.ends_with(&format!(" {}", base64(expected.as_bytes())))
                         }
+                        Some("XOAUTH2") => {
+                            let right = self.believes(&line);
+                            if !right {
+                                self.challenge(&mut connection).await?;
+                            }
+                            right
+                        }
                         _ => {
                             self.answer(&mut connection, "LOGIN", "334 VXNlcm5hbWU6\r\n")
                                 .await?;
@@ -284,6 +326,9 @@ impl Server {
                     };
                     let usual = match right {
                         true => "235 2.7.0 welcome\r\n",
+                        false if line.contains("XOAUTH2") => {
+                            "535 5.7.3 Authentication unsuccessful\r\n"
+                        }
                         false => "535 5.7.8 authentication failed\r\n",
                     };
                     self.answer(&mut connection, &verb, usual).await?;
@@ -291,13 +336,13 @@ impl Server {
                 "MAIL" => {
                     from = path(&line);
                     to.clear();
-                    self.answer(&mut connection, &verb, "250 2.1.0 ok\r\n")
-                        .await?;
+                    let usual = self.parameters(&line).unwrap_or("250 2.1.0 ok\r\n");
+                    self.answer(&mut connection, &verb, usual).await?;
                 }
                 "RCPT" => {
                     to.push(path(&line));
-                    self.answer(&mut connection, &verb, "250 2.1.5 ok\r\n")
-                        .await?;
+                    let usual = self.parameters(&line).unwrap_or("250 2.1.5 ok\r\n");
+                    self.answer(&mut connection, &verb, usual).await?;
                 }
                 "DATA" => {
                     let said = self.answer(&mut connection, &verb, "354 go\r\n").await?;
@@ -333,6 +378,44 @@ impl Server {
                         .await?;
                 }
             }
+        }
+    }
+
+    /// What a server says to a parameter of an extension that it did not offer.
+    fn parameters(&self, line: &str) -> Option<&'static str> {
+        let (_, parameters) = line.split_once('>').unwrap();
+        parameters.split_whitespace().find_map(|parameter| {
+            let keyword = parameter.split('=').next().unwrap();
+            let needed = match keyword {
+                "RET" | "ENVID" | "NOTIFY" | "ORCPT" => "DSN",
+                "BODY" => "8BITMIME",
+                other => other,
+            };
+            (!self.extensions.contains(&needed)).then_some("555 5.5.4 unsupported option\r\n")
+        })
+    }
+
+    /// Whether an initial response of XOAUTH2 names the account and a good token.
+    fn believes(&self, line: &str) -> bool {
+        let response = line.split(' ').nth(2).and_then(decoded).unwrap_or_default();
+        let prefix = format!("user={USERNAME}\x01auth=Bearer ");
+        let token = response
+            .strip_prefix(&prefix)
+            .and_then(|rest| rest.strip_suffix("\x01\x01"));
+        token.is_some_and(|token| (self.tokens)(token, SCOPE))
+    }
+
+    /// Says why a token is refused, and waits for the empty line.
+    async fn challenge(&self, connection: &mut Connection) -> Result<(), End> {
+        let json = format!(r#"{{"status":"401","schemes":"bearer","scope":"{SCOPE}"}}"#);
+        let challenge = format!("334 {}\r\n", base64(json.as_bytes()));
+        self.answer(connection, "XOAUTH2", &challenge).await?;
+        let line = connection.line().await?;
+        self.seen
+            .send_modify(|seen| seen.lines.push((connection.number, line.clone())));
+        match line.as_str() {
+            "" => Ok(()),
+            _ => Err(End),
         }
     }
 
