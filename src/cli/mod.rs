@@ -16,9 +16,11 @@ mod simulate;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
@@ -60,7 +62,11 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page
-    Man,
+    Man {
+        /// Write the pages of all commands into this directory instead
+        #[arg(long, value_name = "DIRECTORY")]
+        to: Option<PathBuf>,
+    },
 }
 
 /// Which configuration to read.
@@ -120,10 +126,7 @@ pub fn main() -> ExitCode {
                 .map(|()| ExitCode::SUCCESS)
                 .map_err(Into::into)
         }
-        Command::Man => clap_mangen::Man::new(Cli::command())
-            .render(&mut std::io::stdout())
-            .map(|()| ExitCode::SUCCESS)
-            .map_err(Into::into),
+        Command::Man { to } => man(to.as_deref()),
     };
     done.unwrap_or_else(|e| {
         if is_broken_pipe(&e) {
@@ -132,6 +135,18 @@ pub fn main() -> ExitCode {
         eprintln!("ftm-relay: {e:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The page of the whole program, which names those of the commands; with a directory all of them, as files.
+fn man(to: Option<&Path>) -> anyhow::Result<ExitCode> {
+    // Nobody needs a page about `help`.
+    let program = Cli::command().disable_help_subcommand(true);
+    match to {
+        Some(dir) => clap_mangen::generate_to(program, dir)
+            .with_context(|| format!("the pages can't be written to {}", dir.display()))?,
+        None => clap_mangen::Man::new(program).render(&mut std::io::stdout())?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {

@@ -442,6 +442,18 @@ fn the_page_on_mail_tries_a_channel_and_the_page_on_wording_changes_a_text() {
 }
 
 #[test]
+fn the_page_on_checks_tries_what_a_configuration_names() {
+    let commands = blocks("check.md", "sh");
+    let relay = Relay::prepare(&format!("{BASE}{ROUTE}"));
+    assert_eq!(commands.len(), 3);
+    for command in commands {
+        // The channel of the text messages would need a provider.
+        let said = typed(&relay, &command.replace("--channel sms", "--channel mail"));
+        assert!(!said.contains("problem"), "{command}{said}");
+    }
+}
+
+#[test]
 fn the_page_on_rest_shows_how_a_certificate_is_pinned() {
     let authority = Authority::new();
     let listener = "[[listen]]\nname = \"tls\"\ntransport = \"tls\"\naddress = \"127.0.0.3:0\"\ncert = \"server.pem\"\nkey = { file = \"server.key\" }\n";
@@ -470,8 +482,9 @@ fn the_page_on_rest_shows_how_a_certificate_is_pinned() {
 #[test]
 fn every_block_of_the_pages_says_what_it_is_and_is_read_by_a_test() {
     // Here, and those about channels in `config`.
-    const READ: [&str; 13] = [
+    const READ: [&str; 14] = [
         "channels.md",
+        "check.md",
         "fortigate-syslog.md",
         "fortigate.md",
         "guide.md",

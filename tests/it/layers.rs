@@ -26,6 +26,7 @@ const TABLE: &[(&str, May)] = &[
     ("limits", Import(&[])),
     ("logging", Import(&[])),
     ("metrics", Import(&[])),
+    ("pulse", Import(&[])),
     ("secret", Import(&[])),
     ("syslog", Import(&[])),
     ("systemd", Import(&[])),
@@ -39,7 +40,9 @@ const TABLE: &[(&str, May)] = &[
     // From bytes to an activation.
     (
         "ingest",
-        Import(&["frame", "glob", "metrics", "secret", "settings", "tls"]),
+        Import(&[
+            "frame", "glob", "metrics", "secret", "settings", "systemd", "tls",
+        ]),
     ),
     (
         "devices",
@@ -115,6 +118,7 @@ const TABLE: &[(&str, May)] = &[
             "message",
             "metrics",
             "outbox",
+            "pulse",
             "recipients",
             "routing",
             "secret",

@@ -36,6 +36,7 @@ mod sms; // text messages
 mod smtp; // an SMTP server that misbehaves
 mod stitch; // records by HTTP, answered once they are committed
 mod syslog; // bytes become records
+mod systemd; // what the service manager gives and is told
 mod teams; // cards to a flow
 mod template; // what people read
 mod tls; // syslog over TLS, and who may speak
