@@ -44,13 +44,13 @@ const TABLE_HEAD: &str = "user,email,name,phone,language\n";
 pub struct Args {
     #[command(flatten)]
     config: ConfigArg,
-    /// The FortiOS version of the FortiGates
+    /// The FortiOS version of the firewalls
     #[arg(long, value_enum)]
     fortios: Option<Version>,
-    /// The FortiGates: addresses and networks, with commas between them
+    /// The firewalls: addresses and networks, with commas between them
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     allow: Vec<Network>,
-    /// How the FortiGates reach this relay: udp://, tcp:// or tls://ADDRESS, with :PORT if it is another than 514 (tls 6514)
+    /// How the firewalls reach this relay: `udp://`, `tcp://` or `tls://`, its address, and its port if it is another than 514 (tls 6514)
     #[arg(long, value_name = "URL")]
     to: Option<Way>,
     /// The mail relay: HOST, HOST:PORT, or USER@HOST:PORT if it wants a log-in
@@ -59,7 +59,7 @@ pub struct Args {
     /// The sender of the mails
     #[arg(long, value_name = "MAILBOX")]
     from: Option<Mailbox>,
-    /// How people are found: {user}@DOMAIN, a CSV file, or ldaps://HOST/BASE as BIND_DN
+    /// How people are found: `{user}@DOMAIN`, a CSV file, or `ldaps://HOST/BASE as BIND_DN`
     #[arg(long, value_name = "HOW")]
     people: Option<People>,
     /// Who is told when something needs a person; by default the sender of the mails
@@ -153,8 +153,7 @@ impl Args {
         asker: Option<&mut Asker>,
         credentials: &Path,
     ) -> anyhow::Result<(Answers, Vec<Wanted>)> {
-        let mut asker = asker;
-        let mut get = Getter(asker.as_deref_mut());
+        let mut get = Getter(asker);
         let fortios = get.or_ask(
             self.fortios,
             "Which FortiOS do the FortiGates run (6.4, 7.0, 7.2, 7.4, 7.6)?",
