@@ -304,8 +304,9 @@ impl Relay {
                 Some(()) = reload.recv() => {
                     systemd::reloading();
                     let reloaded = reloading(
-                        &self.path, (&self.state_dir, &self.outbox_settings, &self.http), &mut self.listeners,
-                        &mut ways_in, &self.intake, &self.reader, (&self.settings, &self.plan), &mut self.inherited,
+                        &self.path, (&self.state_dir, &self.outbox_settings, &self.http),
+                        (&mut self.listeners, &mut self.inherited), &mut ways_in, &self.intake, &self.reader,
+                        (&self.settings, &self.plan),
                     );
                     match reloaded {
                         Ok(()) => {
@@ -451,7 +452,7 @@ fn serve(
 fn reloading(
     path: &std::path::Path,
     (state_dir, outbox_settings, http): (&std::path::Path, &outbox::Settings, &Option<web::Config>),
-    listeners: &mut HashMap<Key, Listening>,
+    (listeners, inherited): (&mut HashMap<Key, Listening>, &mut Inherited),
     ways_in: &mut JoinSet<anyhow::Result<()>>,
     intake: &Intake,
     reader: &Reader,
@@ -459,7 +460,6 @@ fn reloading(
         &watch::Sender<Arc<dispatch::Settings>>,
         &watch::Sender<Arc<catch_up::Plan>>,
     ),
-    inherited: &mut Inherited,
 ) -> anyhow::Result<()> {
     let loaded = config::load(path, config::Use::Service);
     for placed in &loaded.report.0 {

@@ -1,4 +1,4 @@
-//! The FortiGates in a hurry: the same bytes again and again over some connections, an activation now and then.
+//! Firewalls in a hurry: the same bytes again and again over some connections, an activation now and then.
 
 use std::fs;
 use std::io::Read;

@@ -171,7 +171,7 @@ pub fn tls(_peers: &Peers, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What ten thousand FortiGates cost that have nothing to say.
+/// What ten thousand firewalls cost that have nothing to say.
 pub fn connections(_peers: &Peers, table: &mut Table) -> Result<()> {
     for tls in [false, true] {
         let mut relay = if tls { Relay::tls()? } else { Relay::plain()? };

@@ -68,7 +68,7 @@ fn trial(program: &mut dyn Program, rate: usize, time: Duration) -> Result<Trial
     Ok(trial)
 }
 
-/// Sends at a rate, in steps of a millisecond, from four sockets in turn, as four FortiGates would.
+/// Sends at a rate, in steps of a millisecond, from four sockets in turn, as four firewalls would.
 fn send(to: SocketAddr, rate: usize, time: Duration) -> Result<usize> {
     let mut sockets = Vec::new();
     for _ in 0..4 {

@@ -266,7 +266,7 @@ impl Getter<'_> {
     }
 }
 
-/// The address from which this machine would speak to the FortiGates; nothing is sent.
+/// The address from which this machine would speak to the firewalls; nothing is sent.
 fn own_address(allow: &[Network]) -> String {
     let to = allow.first().map(|network| network.net().addr());
     let local = to.and_then(|to| {
