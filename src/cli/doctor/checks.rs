@@ -544,7 +544,7 @@ fn disk(facts: &Facts) -> Vec<Finding> {
     let advice = "make room; a full disk keeps codes in memory only, and at last at the FortiGate";
     vec![match free {
         ..NO_SPACE_BYTES => Finding::problem(text, advice),
-        ..LITTLE_SPACE_BYTES => Finding::warn(text, advice),
+        NO_SPACE_BYTES..LITTLE_SPACE_BYTES => Finding::warn(text, advice),
         _ => Finding::ok(text),
     }]
 }

@@ -44,14 +44,14 @@ const TABLE_HEAD: &str = "user,email,name,phone,language\n";
 pub struct Args {
     #[command(flatten)]
     config: ConfigArg,
-    /// The FortiOS version of the FortiGates
+    /// Which FortiOS the firewalls run
     #[arg(long, value_enum)]
     fortios: Option<Version>,
-    /// The FortiGates: addresses and networks, with commas between them
+    /// The firewalls: addresses and networks, with commas between them
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     allow: Vec<Network>,
-    /// How the FortiGates reach this relay: udp://, tcp:// or tls://ADDRESS, with :PORT if it is another than 514 (tls 6514)
-    #[arg(long, value_name = "URL")]
+    /// How the firewalls reach this relay: scheme udp, tcp or tls, and :PORT if it is another than 514 (tls 6514)
+    #[arg(long, value_name = "SCHEME://ADDRESS")]
     to: Option<Way>,
     /// The mail relay: HOST, HOST:PORT, or USER@HOST:PORT if it wants a log-in
     #[arg(long, value_name = "RELAY")]
@@ -59,8 +59,11 @@ pub struct Args {
     /// The sender of the mails
     #[arg(long, value_name = "MAILBOX")]
     from: Option<Mailbox>,
-    /// How people are found: {user}@DOMAIN, a CSV file, or ldaps://HOST/BASE as BIND_DN
-    #[arg(long, value_name = "HOW")]
+    #[arg(
+        long,
+        value_name = "HOW",
+        help = "How people are found: {user}@DOMAIN, a CSV file, or ldaps://HOST/BASE as BIND_DN"
+    )]
     people: Option<People>,
     /// Who is told when something needs a person; by default the sender of the mails
     #[arg(long, value_name = "ADDRESS")]
@@ -153,8 +156,7 @@ impl Args {
         asker: Option<&mut Asker>,
         credentials: &Path,
     ) -> anyhow::Result<(Answers, Vec<Wanted>)> {
-        let mut asker = asker;
-        let mut get = Getter(asker.as_deref_mut());
+        let mut get = Getter(asker);
         let fortios = get.or_ask(
             self.fortios,
             "Which FortiOS do the FortiGates run (6.4, 7.0, 7.2, 7.4, 7.6)?",
@@ -267,7 +269,7 @@ impl Getter<'_> {
     }
 }
 
-/// The address from which this machine would speak to the FortiGates; nothing is sent.
+/// The address from which this machine would speak to the firewalls; nothing is sent.
 fn own_address(allow: &[Network]) -> String {
     let to = allow.first().map(|network| network.net().addr());
     let local = to.and_then(|to| {
