@@ -44,14 +44,14 @@ const TABLE_HEAD: &str = "user,email,name,phone,language\n";
 pub struct Args {
     #[command(flatten)]
     config: ConfigArg,
-    /// The FortiOS version of the firewalls
+    /// Which FortiOS the firewalls run
     #[arg(long, value_enum)]
     fortios: Option<Version>,
     /// The firewalls: addresses and networks, with commas between them
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     allow: Vec<Network>,
-    /// How the firewalls reach this relay: `udp://`, `tcp://` or `tls://`, its address, and its port if it is another than 514 (tls 6514)
-    #[arg(long, value_name = "URL")]
+    /// How the firewalls reach this relay: scheme udp, tcp or tls, and :PORT if it is another than 514 (tls 6514)
+    #[arg(long, value_name = "SCHEME://ADDRESS")]
     to: Option<Way>,
     /// The mail relay: HOST, HOST:PORT, or USER@HOST:PORT if it wants a log-in
     #[arg(long, value_name = "RELAY")]
@@ -59,8 +59,11 @@ pub struct Args {
     /// The sender of the mails
     #[arg(long, value_name = "MAILBOX")]
     from: Option<Mailbox>,
-    /// How people are found: `{user}@DOMAIN`, a CSV file, or `ldaps://HOST/BASE as BIND_DN`
-    #[arg(long, value_name = "HOW")]
+    #[arg(
+        long,
+        value_name = "HOW",
+        help = "How people are found: {user}@DOMAIN, a CSV file, or ldaps://HOST/BASE as BIND_DN"
+    )]
     people: Option<People>,
     /// Who is told when something needs a person; by default the sender of the mails
     #[arg(long, value_name = "ADDRESS")]
