@@ -207,7 +207,7 @@ impl Timers {
     }
 }
 
-/// The same faults in the same order in every run (SplitMix64).
+/// The same faults in the same order in every run (`SplitMix64`).
 struct Random(u64);
 
 impl Random {
@@ -219,6 +219,9 @@ impl Random {
         (z ^ (z >> 31)) % n
     }
 }
+
+/// One figure of a look.
+type Of = fn(&Sample) -> u64;
 
 /// One look at the process.
 struct Sample {
@@ -234,10 +237,10 @@ fn report(samples: &[Sample], rows: &[(&str, String)]) {
     }
     // The first fifth is the start.
     let (early, late) = (samples.len() / 5, samples.len() * 4 / 5);
-    let quiet = |range: &[Sample], of: fn(&Sample) -> u64| {
+    let quiet = |range: &[Sample], of: Of| {
         range.iter().map(of).sum::<u64>() as f64 / range.len().max(1) as f64
     };
-    let figures: [(&str, fn(&Sample) -> u64, f64); 3] = [
+    let figures: [(&str, Of, f64); 3] = [
         ("resident memory, MiB", |s| s.resident_kib, 1024.0),
         ("file descriptors", |s| s.descriptors as u64, 1.0),
         ("threads", |s| s.threads, 1.0),

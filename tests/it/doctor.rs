@@ -155,7 +155,7 @@ fn a_channel_that_waits_for_an_operator_is_named_with_its_reason() {
         for mut stream in door.incoming().flatten() {
             let answer =
                 b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            stream.read(&mut [0; 4096]).unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
             stream.write_all(answer).unwrap();
         }
     });
