@@ -322,7 +322,16 @@ impl Config {
                     );
                     return None;
                 }
-                Some(match check.secret(password) {
+                let secret = check.secret(password);
+                // Servers take a name without a password for anonymous, and say yes (RFC 4513, 5.1.2).
+                if secret.as_ref().is_some_and(|s| s.expose().is_empty()) {
+                    check.problem(
+                        password.span.clone(),
+                        "`password` is empty; without it and `bind_dn` the bind is anonymous",
+                    );
+                    return None;
+                }
+                Some(match secret {
                     Some(password) => Bind::Password {
                         dn: dn.get_ref().clone(),
                         password,
