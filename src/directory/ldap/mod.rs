@@ -61,6 +61,8 @@ use session::Session;
 use session::Terms;
 use session::Trouble;
 
+pub use session::search_in;
+
 /// The most servers of one directory.
 const MAX_SERVERS: usize = 8;
 /// So many searches at the same time, each on a connection of its own.
