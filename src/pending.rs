@@ -301,6 +301,7 @@ impl Again<'_> {
             origin: Origin {
                 line,
                 standing: Standing::Confirmed,
+                device_named_code: true,
             },
         }
     }

@@ -336,6 +336,7 @@ impl Pipeline {
             origin: Origin {
                 line: line(frame, record.format()),
                 standing,
+                ..Origin::default()
             },
         }
     }

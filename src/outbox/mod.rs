@@ -324,7 +324,8 @@ impl Evidence {
             person: self.person.clone(),
             origin: Origin {
                 standing: Standing::Confirmed,
-                ..activation.origin.clone()
+                device_named_code: self.code.is_some() || activation.origin.device_named_code,
+                line: activation.origin.line.clone(),
             },
             ..activation.clone()
         }
