@@ -127,6 +127,8 @@ pub enum Stored {
         superseded: usize,
         /// A newer code for the same person was already there, so this one will not go out.
         late: bool,
+        /// Its token was activated already, so this one will not go out either.
+        activated: bool,
     },
     /// The same event was there already.
     Duplicate,
