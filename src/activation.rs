@@ -147,6 +147,8 @@ pub struct Origin {
     pub line: String,
     /// Whose word it rests on.
     pub standing: Standing,
+    /// The log showed no code; the device has named it. So whoever wrote the line need not have known it.
+    pub device_named_code: bool,
 }
 
 /// On whose word an event rests.

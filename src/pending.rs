@@ -195,6 +195,8 @@ impl Pending {
             .sort_by_key(|w| (w.expires_at.unwrap_or(Timestamp::MAX), w.token.clone()));
         // An administrator's token is seen from every VDOM.
         answer.waiting.dedup_by(|a, b| a.token == b.token);
+        reminders.sort_by(|a: &Activation, b| a.token.cmp(&b.token));
+        reminders.dedup_by(|a, b| a.token == b.token);
         answer.more = answer.waiting.len().saturating_sub(MAX_KEPT);
         answer.waiting.truncate(MAX_KEPT);
         let problem = answer.problem.clone();
@@ -301,6 +303,7 @@ impl Again<'_> {
             origin: Origin {
                 line,
                 standing: Standing::Confirmed,
+                device_named_code: true,
             },
         }
     }

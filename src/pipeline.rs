@@ -341,6 +341,7 @@ impl Pipeline {
             origin: Origin {
                 line: line(frame, record.format()),
                 standing,
+                ..Origin::default()
             },
         }
     }

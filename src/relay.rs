@@ -696,6 +696,7 @@ impl Reader {
                 id,
                 superseded,
                 late,
+                activated,
             } => {
                 if activation.stage == Stage::CodeSent {
                     self.metrics.activation(if activation.code.is_some() {
@@ -706,6 +707,9 @@ impl Reader {
                 }
                 for _ in 0..*superseded + usize::from(*late) {
                     self.metrics.ended("superseded");
+                }
+                if *activated {
+                    self.metrics.ended("cancelled");
                 }
                 let what = if activation.stage == Stage::CodeSent && activation.code.is_none() {
                     ", without a code"
@@ -793,7 +797,10 @@ impl Reader {
             .map_err(|e| format!("{e:#}"))?;
         match stored.first() {
             Some(Stored::New {
-                id, late: false, ..
+                id,
+                late: false,
+                activated: false,
+                ..
             }) => Ok(Answer::Resent(Resent {
                 id: id.clone(),
                 user: again.user,
@@ -802,7 +809,7 @@ impl Reader {
                 expires_at: again.expires_at,
             })),
             _ => Err(format!(
-                "a newer code of {user} is on its way already; see `ftm-relay queue list --user {user}`"
+                "a newer code of {user} is on its way already, or its token was just activated; see `ftm-relay queue list --user {user}`"
             )),
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ftm_relay::config;
 use ftm_relay::devices::Devices;
+use ftm_relay::directory;
 use ftm_relay::frame::Frame;
 use ftm_relay::frame::Peer;
 use ftm_relay::ingest::framing::Decoder;
@@ -37,6 +38,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rfc5424", rfc5424),
     ("json", json),
     ("stitch", stitch),
+    ("ldap", ldap),
     ("config", config),
 ];
 
@@ -197,4 +199,22 @@ pub fn config(data: &[u8]) {
         );
         assert!(!found.text.is_empty());
     }
+}
+
+/// The first byte chooses the size of the reads, the rest is what an LDAP server answers to a search.
+pub fn ldap(data: &[u8]) {
+    static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime needs nothing")
+    });
+    let [piece, answers @ ..] = data else {
+        return;
+    };
+    let search = |piece| RUNTIME.block_on(directory::search_in(answers, piece));
+    let whole = search(answers.len().max(1));
+    let pieces = search(1 + usize::from(*piece));
+    assert_eq!(whole, pieces, "reads of another size change the answer");
+    assert!(whole.is_err() || matches!(whole, Ok(0..=2)), "{whole:?}");
 }

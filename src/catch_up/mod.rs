@@ -38,7 +38,7 @@ use known::Known;
 
 /// So many devices are read at the same time.
 const DEVICES_AT_ONCE: usize = 32;
-/// The furthest that a start reads back, however long codes live.
+/// The furthest that is read back, however long codes live.
 const MAX_LOOK_BACK: SignedDuration = SignedDuration::from_hours(72);
 /// Each reading begins so long before the one before it, for clocks that are behind and records that come late.
 const OVERLAP: SignedDuration = SignedDuration::from_hours(1);
@@ -177,6 +177,7 @@ impl CatchUp {
             return None;
         }
         let mut progress = kept.unwrap_or_else(|| self.begin(device));
+        progress.forget_before(oldest(device));
         if progress.plan != schedule.plan {
             // A record that no rule wanted may be wanted now.
             progress.taken.clear();
@@ -185,15 +186,11 @@ impl CatchUp {
         Some((Arc::clone(device), progress))
     }
 
-    /// How far back a start reads.
+    /// A start knows only since when the device is known, and not even that if our clock was ahead then.
     fn begin(&self, device: &FortiGate) -> Progress {
         let now = Timestamp::now();
-        let validity = SignedDuration::try_from(device.catch_up().validity);
-        let back = validity.map_or(MAX_LOOK_BACK, |validity| validity.min(MAX_LOOK_BACK));
-        let oldest = now.checked_sub(back).unwrap_or(now);
-        let since = self.known.since(device.id()).unwrap_or(now);
         Progress {
-            since: since.max(oldest),
+            since: self.known.since(device.id()).map_or(now, |at| at.min(now)),
             ..Progress::default()
         }
     }
@@ -248,6 +245,14 @@ impl CatchUp {
         }
         schedule.progress.insert(id, progress);
     }
+}
+
+/// Before this, what a device logged has nothing to send any more.
+fn oldest(device: &FortiGate) -> Timestamp {
+    let now = Timestamp::now();
+    let validity = SignedDuration::try_from(device.catch_up().validity);
+    let back = validity.map_or(MAX_LOOK_BACK, |validity| validity.min(MAX_LOOK_BACK));
+    now.checked_sub(back).unwrap_or(now)
 }
 
 /// Reads one device's log, VDOM by VDOM.
@@ -308,8 +313,12 @@ impl Progress {
 
     /// Everything up to `time` was read; a bit of it will be read again.
     fn reached(&mut self, time: Timestamp) {
-        let since = time.checked_sub(OVERLAP).unwrap_or(Timestamp::MIN);
-        self.since = self.since.max(since);
+        self.forget_before(time.checked_sub(OVERLAP).unwrap_or(Timestamp::MIN));
+    }
+
+    /// Nothing from before `time` is read any more. Without this, a VDOM that never answers would make each reading longer.
+    fn forget_before(&mut self, time: Timestamp) {
+        self.since = self.since.max(time);
         self.taken.retain(|_, at| *at >= self.since);
     }
 }

@@ -1,4 +1,7 @@
 //! The address that the log message itself names, for those who trust their logs that far.
+//!
+//! They trust a line that holds the code already. Where the device names the code, a line that anybody could forge must not
+//! choose where it goes.
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -43,6 +46,11 @@ impl Directory for Log {
     }
 
     async fn find(&self, who: &Activation) -> Result<Answer, LookupError> {
+        if who.origin.device_named_code {
+            return Ok(Answer::Unknown(
+                "the message shows no code itself, so its address counts for nothing".to_owned(),
+            ));
+        }
         let mut candidates = who
             .addresses
             .iter()

@@ -30,6 +30,8 @@ use crate::secret::mask_address;
 use crate::settings::Check;
 use crate::settings::Span;
 
+pub use ldap::search_in;
+
 /// A source that knows people.
 #[async_trait]
 pub trait Directory: Send + Sync {
@@ -372,8 +374,8 @@ impl Directories {
 /// The most of a user name that a sentence shows.
 const MAX_SHOWN_CHARS: usize = 64;
 
-/// A user name as a sentence shows it. It comes from a log, so it may be anything, also an address.
-fn shown(user: &str) -> String {
+/// A user name as a sentence shows it. It comes from a log or a device, so it may be anything, also an address.
+pub fn shown(user: &str) -> String {
     if user.is_empty() {
         return "a nameless user".to_owned();
     }

@@ -13,6 +13,7 @@ use crate::activation::Activation;
 use crate::activation::ActivationCode;
 use crate::activation::Stage;
 use crate::activation::Standing;
+use crate::directory::shown;
 use crate::fortios::ApiError;
 use crate::fortios::FortiGate;
 use crate::fortios::Token;
@@ -327,9 +328,10 @@ fn owned(
             ),
         );
     }
-    let what = match &code {
-        Some(_) => "named the code",
-        None => "knows the code",
+    let what = match (&code, is_hidden(token)) {
+        (Some(_), _) => "named the code".to_owned(),
+        (None, false) => "knows the code".to_owned(),
+        (None, true) => format!("shows {} and says whose it is", token.code.shown()),
     };
     let whose = match is_same {
         true => format!("{what}: token {serial} of {name}"),
@@ -351,9 +353,17 @@ fn owned(
     }
 }
 
-/// Whose token was activated.
+/// Whose token was activated. Only the device can say that it was: a forged line would call off codes that are needed.
 fn tie(tokens: &[Token], terms: &Terms<'_>) -> Inquiry {
     match tokens {
+        [token] if !token.is_activated => Inquiry::Waits {
+            reason: format!(
+                "the log says that token {} was activated, but the device shows no phone on it; it is asked again",
+                token.serial
+            ),
+            after: None,
+            is_urgent: false,
+        },
         [token] => match &token.owner {
             Some(owner) => Inquiry::Proven {
                 evidence: Evidence {
@@ -390,21 +400,5 @@ fn stops(key: &'static str, reason: impl Into<String>) -> Inquiry {
     Inquiry::Stops {
         key,
         reason: reason.into(),
-    }
-}
-
-/// The most of a user name that a sentence shows.
-const MAX_SHOWN_CHARS: usize = 64;
-
-/// A user name as a sentence shows it: it comes from a log or a device, so it may be anything.
-fn shown(user: &str) -> String {
-    let user: String = user
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_SHOWN_CHARS)
-        .collect();
-    match user.is_empty() {
-        true => "a nameless user".to_owned(),
-        false => user,
     }
 }

@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::timeout;
 
 use crate::activation::Activation;
 use crate::activation::Stage;
@@ -18,6 +20,10 @@ use crate::fortios::Fleet;
 use crate::outbox::By;
 use crate::outbox::Evidence;
 use crate::outbox::Finding;
+
+/// All the directories together. With the device's patience it is shorter than the lease of a case: a case whose lease ends
+/// while it is asked about is asked about again and never decided.
+const LOOKUPS_LIMIT: Duration = Duration::from_secs(50);
 
 /// What was said.
 pub struct Survey {
@@ -67,8 +73,14 @@ impl Settings {
                 if is_open && activation.stage == Stage::CodeSent && activation.code.is_some() =>
             {
                 let who = self.who_is_meant(&activation, holder);
-                let domains = route.domains.as_deref();
-                Some(self.directories.find(&who, domains).await)
+                let asked = self.directories.find(&who, route.domains.as_deref());
+                Some(match timeout(LOOKUPS_LIMIT, asked).await {
+                    Ok(said) => said,
+                    Err(_) => Err(LookupError::Unavailable(format!(
+                        "the directories gave no answer within {} s",
+                        LOOKUPS_LIMIT.as_secs()
+                    ))),
+                })
             }
             _ => None,
         };

@@ -40,6 +40,7 @@ pub struct Record {
 }
 
 /// What a device's log holds.
+#[derive(Default)]
 pub struct Events {
     /// Oldest first.
     pub records: Vec<Record>,
@@ -58,19 +59,17 @@ impl FortiGate {
         ids: &BTreeSet<u32>,
         since: Timestamp,
     ) -> Result<Events, ApiError> {
-        let mut events = Events {
-            records: Vec::new(),
-            missing: None,
-        };
+        let mut events = Events::default();
         let (mut answered, mut refused) = (false, None);
         for place in OWN.into_iter().chain([FORTIANALYZER]) {
             if place == FORTIANALYZER && answered {
                 break;
             }
             match self.read_log(place, vdom, ids, since).await {
-                Ok(records) => {
+                Ok(read) => {
                     answered = true;
-                    events.records.extend(records);
+                    events.records.extend(read.records);
+                    events.missing = events.missing.or(read.missing);
                 }
                 // It has no such log.
                 Err(e @ ApiError::Refused { .. }) => {
@@ -95,14 +94,14 @@ impl FortiGate {
         vdom: &str,
         ids: &BTreeSet<u32>,
         since: Timestamp,
-    ) -> Result<Vec<Record>, ApiError> {
+    ) -> Result<Events, ApiError> {
         let filter = ids
             .iter()
             .map(|id| format!("logid==0100{id:06}"))
             .collect::<Vec<_>>()
             .join(",");
         let rows = ROWS_PER_PAGE.to_string();
-        let mut found = Vec::new();
+        let mut found = Events::default();
         let mut session: Option<String> = None;
         let (mut start, mut waits) = (0, 0);
         for _ in 0..MAX_PAGES + MAX_WAITS {
@@ -121,12 +120,13 @@ impl FortiGate {
             session = page.session_id.map(|id| id.0.to_string()).or(session);
             let entries = page.results.0;
             let is_searching = page.completed.is_some_and(|done| done.0 < 100);
-            if entries.is_empty() && is_searching && waits < MAX_WAITS {
+            let read = entries.len();
+            let is_unfinished = is_searching && read < ROWS_PER_PAGE;
+            if is_unfinished && waits < MAX_WAITS {
                 waits += 1;
                 tokio::time::sleep(SEARCH_PAUSE).await;
                 continue;
             }
-            let read = entries.len();
             let time_of = |entry: Option<&Entry>| entry.and_then(|entry| entry.time);
             // The newest come first: behind an old one there are only older ones.
             let is_past = match (time_of(entries.first()), time_of(entries.last())) {
@@ -138,17 +138,27 @@ impl FortiGate {
                     && entry.time.is_none_or(|time| time >= since)
                     && self.may_speak_for(entry.devid.as_deref())
             });
-            found.extend(wanted.map(|entry| entry.record(&self.id, vdom)));
+            found
+                .records
+                .extend(wanted.map(|entry| entry.record(&self.id, vdom)));
+            if is_unfinished && !is_past {
+                found.missing = Some(ApiError::away(format!(
+                    "{} does not finish searching its log ({place})",
+                    self.host()
+                )));
+            }
             if read < ROWS_PER_PAGE || is_past {
                 return Ok(found);
             }
             start += read;
         }
-        Err(ApiError::nonsense(format!(
+        // What was found is of use, and on a device whose newest come first it is what matters.
+        found.missing = Some(ApiError::nonsense(format!(
             "{} has more than {} records in its log ({place})",
             self.host(),
             ROWS_PER_PAGE * MAX_PAGES
-        )))
+        )));
+        Ok(found)
     }
 
     /// A log server may hold other devices' records as well.

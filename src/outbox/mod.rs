@@ -129,6 +129,8 @@ pub enum Stored {
         superseded: usize,
         /// A newer code for the same person was already there, so this one will not go out.
         late: bool,
+        /// Its token was activated already, so this one will not go out either.
+        activated: bool,
     },
     /// The same event was there already.
     Duplicate,
@@ -326,7 +328,8 @@ impl Evidence {
             person: self.person.clone(),
             origin: Origin {
                 standing: Standing::Confirmed,
-                ..activation.origin.clone()
+                device_named_code: self.code.is_some() || activation.origin.device_named_code,
+                line: activation.origin.line.clone(),
             },
             ..activation.clone()
         }

@@ -98,6 +98,8 @@ async fn a_device_that_only_its_own_address_may_speak_for_is_still_caught_up() {
     let device = FortiGate::start().await;
     let config = config(&device).replace("catch_up", "peers = [\"192.0.2.1\"]\ncatch_up");
     let relay = Relay::start(&config);
+    // Until then the device isn't known, and nothing of its past is read.
+    reading(&device);
     relay.send_udp(&Event::code(1, "mallory").line());
     device.state().log(&Event::code(2, "alice"));
     until("alice's mail", || {

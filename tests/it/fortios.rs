@@ -334,6 +334,29 @@ async fn a_log_that_fails_does_not_keep_from_reading_the_other_one_or_anything_e
 }
 
 #[tokio::test]
+async fn a_log_that_is_still_being_searched_is_not_taken_for_the_whole() {
+    let device = FortiGate::start().await;
+    device.state().log(&Event::code(1, "alice"));
+    device.state().searches = 1000;
+    let asked = asked(&device.device());
+    let ids = BTreeSet::from([38412]);
+    let events = asked
+        .events("root", &ids, Timestamp::UNIX_EPOCH)
+        .await
+        .unwrap();
+    let missing = events.missing.expect("more may come").to_string();
+    assert!(missing.contains("does not finish searching"), "{missing}");
+    // What has been found so far is no reason to go on from there.
+    device.state().searches = 2;
+    device.state().shows_found_so_far = true;
+    let events = asked
+        .events("root", &ids, Timestamp::UNIX_EPOCH)
+        .await
+        .unwrap();
+    assert_eq!((events.records.len(), events.missing), (1, None));
+}
+
+#[tokio::test]
 async fn a_silent_device_is_given_up_in_bounded_time() {
     let device = with_two_users().await;
     device.state().fault = Some(Fault::Silence);

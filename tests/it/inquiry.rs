@@ -218,6 +218,33 @@ async fn a_code_that_the_device_has_only_later_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_without_a_code_does_not_choose_where_the_devices_code_goes() {
+    let scene = Scene::new().await;
+    let pattern = "type = \"pattern\"\nemail = \"{user}@example.com\"\n";
+    let config = |device: &str| {
+        let config = scene.config(device) + "[channel.trial]\ntype = \"file\"\npath = \"mail\"\n";
+        config
+            .replace(pattern, "type = \"log\"\n")
+            .replace("to = [\"hook\"]", "to = [\"trial\"]")
+    };
+    let relay = Relay::start(&config("confirm = true\n"));
+    let forged = |msg: &str| Event::with_message("alice", msg).line();
+    relay.send_udp(&forged("Send activation code to mallory@example.com"));
+    scene.until_told("no directory knows alice");
+    // A look at what was kept makes no difference.
+    assert!(relay.cli(&["queue", "retry", "A1"]).status.success());
+    until("the second look", || {
+        (cases(&relay) == ["needs-attention"]).then_some(())
+    });
+    let mails = || Relay::files(&relay.dir.path().join("mail")).len();
+    assert_eq!(mails(), 0);
+    // A line that holds the code tells nobody anything new.
+    let real = Event::with_message("alice", &format!("Send {} to alice@example.com", code(1)));
+    relay.send_udp(&real.later(2).line());
+    until("alice's mail", || (mails() == 1).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_code_that_was_used_already_is_not_sent_again() {
     let scene = Scene::new().await;
     scene.gate.state().activate(1);
@@ -537,6 +564,29 @@ async fn an_activated_token_ends_the_code_that_was_on_its_way_to_its_owner() {
         words.contains("A3") && words.contains("activated"),
         "{words}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_says_activated_ends_nothing_while_the_device_shows_no_phone() {
+    let mut scene = Scene::new().await;
+    scene.hook = HttpSink::start(|_| reply(503, "")).await;
+    let relay = scene.start("confirm = true\n");
+    relay.send_udp(&Event::code(1, "alice").line());
+    until("a first try", || {
+        (!scene.hook.requests().is_empty()).then_some(())
+    });
+    relay.send_udp(&life("0100032156", 1, "").later(1).line());
+    until("the device to be asked", || {
+        trace(&story(&relay, "A2"))
+            .contains("the device shows no phone on it")
+            .then_some(())
+    });
+    assert_eq!(cases(&relay), ["pending"]);
+    scene.gate.state().activate(1);
+    relay.send_udp(&life("0100032156", 1, "").later(2).line());
+    until("the code to be called off", || {
+        (cases(&relay) == ["cancelled"]).then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -681,6 +681,11 @@ fn what_cannot_be_meant_is_said_where_it_stands() {
             "`bind_dn` is empty",
         ),
         (
+            "bind_dn = \"cn=x\"\npassword = \"\"",
+            "\"\"",
+            "`password` is empty",
+        ),
+        (
             "sasl = \"external\"",
             "\"external\"",
             "needs `cert` and `key`",

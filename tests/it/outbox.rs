@@ -112,6 +112,7 @@ every_backend! {
     a_life_cycle_event_is_history_only
     a_code_that_the_device_named_goes_out_sealed_and_until_its_own_expiry
     a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newer
+    a_confirmed_code_ends_older_events_of_its_person_that_showed_none
     a_provisional_code_replaces_nothing_until_it_is_confirmed
     an_event_whose_code_was_found_is_known_when_it_comes_again_with_its_code
     an_activated_token_ends_the_codes_of_its_owner_alone
@@ -608,6 +609,7 @@ async fn a_newer_code_supersedes_what_is_pending(home: &dyn Home) {
         id,
         superseded: 1,
         late: false,
+        ..
     } = answer
     else {
         panic!("{answer:?}")
@@ -669,6 +671,7 @@ async fn a_resend_of_the_same_code_replaces_what_is_pending(home: &dyn Home) {
         id,
         superseded: 1,
         late: false,
+        ..
     } = answer
     else {
         panic!("{answer:?}")
@@ -700,6 +703,7 @@ async fn an_older_code_that_arrives_later_does_not_go_out(home: &dyn Home) {
         id,
         superseded: 0,
         late: true,
+        ..
     } = answer
     else {
         panic!("{answer:?}")
@@ -1585,6 +1589,7 @@ async fn a_code_that_the_device_named_goes_out_sealed_and_until_its_own_expiry(h
         panic!("it is an activation")
     };
     assert_eq!(activation.addresses, ["alice@example.com"]);
+    assert!(activation.origin.device_named_code);
     assert_eq!(activation.token.as_deref(), Some(TOKEN));
     assert_eq!(activation.origin.standing, Standing::Confirmed);
     // After a kill it is still there, under the same name.
@@ -1632,6 +1637,43 @@ async fn a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newe
     let sent = lease(&*outbox, "mail", at).await;
     assert_eq!(code_of(&sent), CODE_A);
     assert!(is_idle(&*outbox, "mail", at).await);
+}
+
+async fn a_confirmed_code_ends_older_events_of_its_person_that_showed_none(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let waits = put(&*outbox, without_code("alice", after(at, -60))).await;
+    let held = put(&*outbox, without_code("alice", after(at, -30))).await;
+    let leased = case(&*outbox, &held, at).await;
+    let hold = Step {
+        state: Some(CaseState::NeedsAttention),
+        ..Step::default()
+    };
+    outbox.advance(&leased, hold, at).await.unwrap();
+    let others = put(&*outbox, without_code("bob", after(at, -60))).await;
+    let stored = outbox
+        .put(vec![event("alice", CODE_B, after(at, -10))])
+        .await
+        .unwrap();
+    assert!(
+        matches!(stored[0], Stored::New { superseded: 0, .. }),
+        "a line alone ends nothing that the device is asked about"
+    );
+    let again = Activation {
+        origin: Origin {
+            standing: Standing::Confirmed,
+            ..Origin::default()
+        },
+        ..event("alice", CODE_A, at)
+    };
+    let stored = outbox.put(vec![again]).await.unwrap();
+    assert!(
+        matches!(stored[0], Stored::New { superseded: 3, .. }),
+        "{stored:?}"
+    );
+    for id in [&waits, &held] {
+        assert_eq!(state(&*outbox, id).await, State::Superseded);
+    }
+    assert_eq!(state(&*outbox, &others).await, State::Received);
 }
 
 async fn a_provisional_code_replaces_nothing_until_it_is_confirmed(home: &dyn Home) {
@@ -1747,8 +1789,19 @@ async fn a_code_that_comes_after_its_token_was_activated_does_not_go_out(home: &
         ..Step::default()
     };
     outbox.advance(&leased, tied, after(at, 60)).await.unwrap();
-    let late = put(&*outbox, event("alice", CODE_A, at)).await;
-    assert_eq!(state(&*outbox, &late).await, State::Cancelled);
+    let stored = outbox.put(vec![event("alice", CODE_A, at)]).await.unwrap();
+    let [
+        Stored::New {
+            id: late,
+            late: false,
+            activated: true,
+            ..
+        },
+    ] = stored.as_slice()
+    else {
+        panic!("{stored:?}")
+    };
+    assert_eq!(state(&*outbox, late).await, State::Cancelled);
     let blank = put(&*outbox, without_code("alice", after(at, 1))).await;
     assert_eq!(state(&*outbox, &blank).await, State::Cancelled);
     let newer = put(&*outbox, event("alice", CODE_B, after(at, 120))).await;

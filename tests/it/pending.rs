@@ -172,6 +172,23 @@ async fn a_person_is_reminded_once_before_the_code_expires() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_several_vdoms_show_is_reminded_of_once() {
+    let scene = Scene::new().await;
+    {
+        let mut state = scene.gate.state();
+        state.vdoms = vec!["root".to_owned(), "guests".to_owned()];
+        for vdom in ["root", "guests"] {
+            state.add_token_in(vdom, 2, &code(2), later(23));
+        }
+        state.add_admin("bob", 2, "bob@example.com");
+    }
+    let config = scene.config("vdoms = [\"root\", \"guests\"]\n");
+    let relay = Relay::start(&(config + "[reminder]\nbefore = \"24h\"\n"));
+    assert_eq!(scene.first_sent()["user"], "bob");
+    assert_eq!(relay.queue().len(), 1, "both would have been kept at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_reminded_unless_it_is_configured() {
     let scene = Scene::new().await;
     scene

@@ -61,6 +61,8 @@ use session::Session;
 use session::Terms;
 use session::Trouble;
 
+pub use session::search_in;
+
 /// The most servers of one directory.
 const MAX_SERVERS: usize = 8;
 /// So many searches at the same time, each on a connection of its own.
@@ -322,7 +324,16 @@ impl Config {
                     );
                     return None;
                 }
-                Some(match check.secret(password) {
+                let secret = check.secret(password);
+                // Servers take a name without a password for anonymous, and say yes (RFC 4513, 5.1.2).
+                if secret.as_ref().is_some_and(|s| s.expose().is_empty()) {
+                    check.problem(
+                        password.span.clone(),
+                        "`password` is empty; without it and `bind_dn` the bind is anonymous",
+                    );
+                    return None;
+                }
+                Some(match secret {
                     Some(password) => Bind::Password {
                         dn: dn.get_ref().clone(),
                         password,

@@ -428,6 +428,39 @@ impl Session {
     }
 }
 
+/// How many people a search finds in these answers, which come in pieces of `piece` bytes in place of a server's; or why it
+/// fails. For those who try it with anything a server could say.
+pub async fn search_in(answers: &[u8], piece: usize) -> Result<usize, String> {
+    let terms = Terms {
+        tls: crate::tls::trusting_nobody(),
+        bind: Bind::Anonymous,
+        step: Duration::from_secs(5),
+        redactor: Redactor::default(),
+    };
+    let (mut server, ours) = tokio::io::duplex(piece);
+    let mut session = Session {
+        stream: Box::new(tokio::io::join(ours, tokio::io::sink())),
+        buffer: Vec::new(),
+        last_id: 0,
+        opened: Instant::now(),
+        used: Instant::now(),
+    };
+    let search = Search {
+        base: "",
+        scope: Scope::Subtree,
+        filter: super::Filter::anything(),
+        attributes: &["mail"],
+    };
+    let says = async move {
+        // A client that has heard enough goes away.
+        server.write_all(answers).await.ok();
+    };
+    let asks = async move { session.search(&search, &terms).await };
+    let ((), found) = tokio::join!(says, asks);
+    let people = |entry: &Entry| entry.texts("mail").next().is_some();
+    found.map(|found| found.entries.iter().filter(|entry| people(entry)).count())
+}
+
 async fn connect(server: &Server, step: Duration) -> Result<TcpStream, String> {
     let found = match timeout(step, lookup_host((server.host.as_str(), server.port))).await {
         Ok(Ok(found)) => found,

@@ -282,7 +282,8 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
     Ok(Stored::New {
         id: Id::Activation(id).to_string(),
         superseded,
-        late,
+        late: state == CaseState::Superseded,
+        activated: state == CaseState::Cancelled,
     })
 }
 
@@ -375,7 +376,8 @@ fn open_case(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, bool, bool)> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
 }
 
-/// The code with the latest event time replaces every older one that is still open, a resend of the same code included.
+/// The code with the latest event time replaces every older one that is still open, a resend of the same code included. One
+/// that the device has confirmed also ends older events of the same kind that showed none: nothing of them is left to send.
 fn supersede_older(
     tx: &Tx<'_>,
     whose: &Whose<'_>,
@@ -385,10 +387,12 @@ fn supersede_older(
     let older: Vec<_> = tx
         .prepare_cached(&format!(
             "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
-                 AND event_time < ? AND {COUNTS} AND state IN ('received', 'routed', 'needs-attention')"
+                 AND event_time < ? AND state IN ('received', 'routed', 'needs-attention') AND ({COUNTS}
+                     OR (stage = 'code-sent' AND code_mac = x'' AND EXISTS (SELECT 1 FROM activation b
+                         WHERE b.id = ? AND b.standing = 'confirmed' AND b.logid = activation.logid)))"
         ))?
         .query_map(
-            params![whose.device_id, whose.vdom, whose.person, whose.event_time],
+            params![whose.device_id, whose.vdom, whose.person, whose.event_time, by],
             open_case,
         )?
         .collect::<Result<_, _>>()?;

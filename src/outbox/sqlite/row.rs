@@ -193,7 +193,7 @@ pub(super) struct Gathered {
 }
 
 /// The columns that [`activation`] reads; the table is called `a`.
-pub(super) const ACTIVATION: &str = "a.event_id, coalesce(a.found_mac, a.code_mac) AS code_mac, a.standing, a.sealed, a.device_id, a.device_name, a.vdom, a.user, a.person, \
+pub(super) const ACTIVATION: &str = "a.event_id, coalesce(a.found_mac, a.code_mac) AS code_mac, a.standing, a.found_mac IS NOT NULL AS device_named_code, a.sealed, a.device_id, a.device_name, a.vdom, a.user, a.person, \
      a.logid, a.description, a.stage, a.rule, a.event_time, a.received_at AS a_received_at, \
      a.expires_at AS a_expires_at, a.validity, a.skew, a.token, a.recipient";
 
@@ -235,6 +235,7 @@ pub(super) fn activation(row: &Row<'_>) -> rusqlite::Result<Activation> {
                 .find(|(_, word)| *word == standing)
                 .map(|(standing, _)| *standing)
                 .ok_or_else(|| malformed("standing"))?,
+            device_named_code: row.get("device_named_code")?,
         },
     })
 }
