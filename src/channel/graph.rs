@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lettre::message::Mailbox;
+use reqwest::StatusCode;
 use reqwest::Url;
 use reqwest::header::AUTHORIZATION;
 use reqwest::header::HeaderMap;
@@ -256,6 +257,12 @@ impl Said {
             Some((_, class, advice)) if by_status.is_err() => {
                 Err(class.error(format!("{}: {advice}", self.reason), None))
             }
+            _ if by_status.is_ok() && self.answer.status != StatusCode::ACCEPTED => {
+                Err(Class::Transient.error(
+                    format!("{}: Graph says 202 when it takes a mail, so something in between may have answered", self.reason),
+                    None,
+                ))
+            }
             _ => by_status,
         }
     }
@@ -307,7 +314,7 @@ mod tests {
     fn said(status: u16, word: &str) -> Said {
         Said {
             answer: Answer {
-                status: reqwest::StatusCode::from_u16(status).unwrap(),
+                status: StatusCode::from_u16(status).unwrap(),
                 retry_after: None,
                 body: Some(json!({ "error": { "code": word } }).to_string()),
             },
@@ -333,9 +340,12 @@ mod tests {
             said(403, "SomethingNew").judge(),
             Err(SendError::Broken { .. })
         ));
-        assert!(matches!(
-            said(503, "").judge(),
-            Err(SendError::Transient { .. })
-        ));
+        for status in [200, 204, 503] {
+            assert!(matches!(
+                said(status, "").judge(),
+                Err(SendError::Transient { .. })
+            ));
+        }
+        assert_eq!(said(202, "").judge(), Ok(()));
     }
 }
