@@ -766,6 +766,18 @@ impl File {
         let devices = Devices::build(devices, self.validity.0, check);
         let rules = Rules::build(unplaced(self.rule), check);
         let facts = facts(&self.channel_names, &self.channel);
+        let texts =
+            |c: &&Spanned<(_, channel::Config)>| matches!(c.get_ref().1, channel::Config::Sms(_));
+        let knows_phones = |d: &Spanned<directory::Config>| d.get_ref().knows_phones();
+        if let Some(sms) = self.channel.values().find(texts)
+            && !self.directory.is_empty()
+            && !self.directory.iter().any(knows_phones)
+        {
+            check.warning(
+                sms.span(),
+                "no [[directory]] here knows phone numbers, so nobody gets a text message; add one of type table, ldap or fortigate",
+            );
+        }
         let channels = channels(self.channel, &state_dir, check);
         let routes = unplaced(self.route);
         let routes = recipients

@@ -171,14 +171,17 @@ pub fn within(address: &str, domains: &[String]) -> bool {
     })
 }
 
+/// The one form in which addresses are compared: in lower case, the domain as DNS knows it.
+pub fn normal_address(address: &str) -> String {
+    match address.rsplit_once('@') {
+        Some((local, domain)) => format!("{}@{}", local.to_lowercase(), domain::normal(domain)),
+        None => address.to_lowercase(),
+    }
+}
+
 /// Whether two addresses are one, as far as case and the spelling of the domain go.
 pub fn same_address(one: &str, other: &str) -> bool {
-    match (one.rsplit_once('@'), other.rsplit_once('@')) {
-        (Some((a, at)), Some((b, there))) => {
-            a.eq_ignore_ascii_case(b) && domain::normal(at) == domain::normal(there)
-        }
-        _ => one.eq_ignore_ascii_case(other),
-    }
+    normal_address(one) == normal_address(other)
 }
 
 #[cfg(test)]
@@ -241,6 +244,10 @@ mod tests {
             "bob@xn--bcher-kva.example"
         ));
         assert!(!same_address("alice", "alice@example.com"));
+        assert_eq!(
+            normal_address("Alice@BÜCHER.example."),
+            "alice@xn--bcher-kva.example"
+        );
     }
 
     #[test]

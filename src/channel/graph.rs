@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lettre::message::Mailbox;
+use reqwest::StatusCode;
 use reqwest::Url;
 use reqwest::header::AUTHORIZATION;
 use reqwest::header::HeaderMap;
@@ -294,6 +295,12 @@ impl Said {
             Some((_, class, advice)) if by_status.is_err() => {
                 Err(class.error(format!("{}: {advice}", self.reason), None))
             }
+            _ if by_status.is_ok() && self.answer.status != StatusCode::ACCEPTED => {
+                Err(Class::Transient.error(
+                    format!("{}: Graph says 202 when it takes a mail, so something in between may have answered", self.reason),
+                    None,
+                ))
+            }
             _ => by_status,
         }
     }
@@ -345,7 +352,7 @@ mod tests {
     fn said(status: u16, word: &str) -> Said {
         Said {
             answer: Answer {
-                status: reqwest::StatusCode::from_u16(status).unwrap(),
+                status: StatusCode::from_u16(status).unwrap(),
                 retry_after: None,
                 headers: HeaderMap::new(),
                 body: Some(json!({ "error": { "code": word } }).to_string()),
@@ -372,9 +379,12 @@ mod tests {
             said(403, "SomethingNew").judge(),
             Err(SendError::Broken { .. })
         ));
-        assert!(matches!(
-            said(503, "").judge(),
-            Err(SendError::Transient { .. })
-        ));
+        for status in [200, 204, 503] {
+            assert!(matches!(
+                said(status, "").judge(),
+                Err(SendError::Transient { .. })
+            ));
+        }
+        assert_eq!(said(202, "").judge(), Ok(()));
     }
 }

@@ -84,7 +84,14 @@ pub struct Tokens {
     client_id: String,
     client_secret: Secret,
     scope: Option<String>,
-    held: Mutex<Option<Held>>,
+    stock: Mutex<Stock>,
+}
+
+#[derive(Default)]
+struct Stock {
+    held: Option<Held>,
+    /// The last time that there was none to be had.
+    failed: Option<(Instant, SendError)>,
 }
 
 /// A token to show to a peer.
@@ -128,7 +135,7 @@ impl Keys<'_> {
             client_id: self.client_id?.get_ref().clone(),
             client_secret: secret?,
             scope: self.scope.map(|s| s.get_ref().clone()).or(default),
-            held: Mutex::default(),
+            stock: Mutex::default(),
         })
     }
 
@@ -200,19 +207,20 @@ impl Tokens {
 
     /// A token that is good for now. An error concerns everybody who would need it.
     pub async fn token(&self, attempt: &Attempt<'_>) -> Result<Token, SendError> {
-        let mut held = self.held.lock().await;
+        let since = Instant::now();
+        let mut stock = self.stock.lock().await;
         let now = Instant::now();
-        match &mut *held {
+        match &mut stock.held {
             Some(held) if now < held.renew_at => Ok(held.kept()),
             Some(old) if now < old.ends_at => match self.fetch(attempt).await {
-                Ok(new) => Ok(renew(&mut held, new)),
+                Ok(new) => Ok(stock.renew(new)),
                 Err(SendError::Broken { reason }) => Err(SendError::Broken { reason }),
                 Err(_) => {
                     old.renew_at = Instant::now() + RENEWAL_PAUSE;
                     Ok(old.kept())
                 }
             },
-            _ => Ok(renew(&mut held, self.fetch(attempt).await?)),
+            _ => self.restock(&mut stock, since, attempt).await,
         }
     }
 
@@ -222,11 +230,34 @@ impl Tokens {
         refused: &Token,
         attempt: &Attempt<'_>,
     ) -> Result<Token, SendError> {
-        let mut held = self.held.lock().await;
-        match &*held {
+        let since = Instant::now();
+        let mut stock = self.stock.lock().await;
+        match &stock.held {
             // Somebody else was faster.
             Some(held) if held.secret != refused.secret => Ok(held.kept()),
-            _ => Ok(renew(&mut held, self.fetch(attempt).await?)),
+            _ => self.restock(&mut stock, since, attempt).await,
+        }
+    }
+
+    /// A new token. Who has waited `since` then while another asked in vain gets that answer: one after the other would
+    /// wait for a server that is silent until no time is left for any of them.
+    async fn restock(
+        &self,
+        stock: &mut Stock,
+        since: Instant,
+        attempt: &Attempt<'_>,
+    ) -> Result<Token, SendError> {
+        if let Some((at, error)) = &stock.failed
+            && *at > since
+        {
+            return Err(error.clone());
+        }
+        match self.fetch(attempt).await {
+            Ok(new) => Ok(stock.renew(new)),
+            Err(error) => {
+                stock.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
         }
     }
 
@@ -249,7 +280,7 @@ impl Tokens {
         match new {
             Ok(new) => {
                 found.push(rights(host, &new.secret, role));
-                *self.held.lock().await = Some(new);
+                self.stock.lock().await.held = Some(new);
                 true
             }
             Err(error) => {
@@ -390,13 +421,15 @@ fn roles(token: &Secret) -> Option<Vec<String>> {
     Some(roles.take(MAX_ROLES).map(plain).collect())
 }
 
-fn renew(held: &mut Option<Held>, new: Held) -> Token {
-    let token = Token {
-        secret: new.secret.clone(),
-        kept: false,
-    };
-    *held = Some(new);
-    token
+impl Stock {
+    fn renew(&mut self, new: Held) -> Token {
+        let token = Token {
+            secret: new.secret.clone(),
+            kept: false,
+        };
+        self.held = Some(new);
+        token
+    }
 }
 
 impl Held {

@@ -302,7 +302,9 @@ impl Bot {
             None
         } else {
             judge(&answer, Whose::Person, &said)?;
+            // A member's id, and not that of a place where others read.
             let id = body["user"]["id"].as_str();
+            let id = id.filter(|id| id.starts_with(['U', 'W']));
             let id = id.ok_or_else(|| SendError::Transient {
                 reason: format!("{said} (without a member's id)"),
                 after: None,

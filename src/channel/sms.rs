@@ -29,6 +29,7 @@ use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
 use crate::channel::probe::Probe;
 use crate::message::Recipient;
+use crate::message::international;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
@@ -45,8 +46,6 @@ const NOT_PERMITTED: u64 = 70051;
 const MAX_BODY_CHARS: usize = 1_600;
 /// The bounds of `ValidityPeriod`. Twilio's pages name 14,400 and, of late, 36,000 as the most; what both allow is long enough for a queue.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<i64> = 1..=14_400;
-/// How many digits an international number has, E.164.
-const NUMBER_DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
 /// The longest name that can stand for a sender.
 const MAX_SENDER_CHARS: usize = 11;
 
@@ -294,20 +293,6 @@ fn number(to: Option<&Recipient>) -> Result<String, &'static str> {
         .ok_or("the person's phone number is not in international form, such as +14155550100")
 }
 
-/// E.164 without the usual separators. `None`: it is no such number, or it holds a (0), which some countries write and nobody dials.
-fn international(phone: &str) -> Option<String> {
-    let number: String = phone
-        .chars()
-        .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '/' | '(' | ')'))
-        .collect();
-    let digits = number.strip_prefix('+')?;
-    let good = NUMBER_DIGITS.contains(&digits.len())
-        && !digits.starts_with('0')
-        && digits.bytes().all(|b| b.is_ascii_digit())
-        && !phone.contains("(0)");
-    good.then_some(number)
-}
-
 fn is_sender(from: &str) -> bool {
     let is_name = from.chars().count() <= MAX_SENDER_CHARS
         && from.bytes().any(|b| b.is_ascii_alphabetic())
@@ -476,27 +461,6 @@ mod tests {
             (503, Some(""), "Transient"),
         ] {
             assert_eq!(class_of(status, body), want, "{status} {body:?}");
-        }
-    }
-
-    #[test]
-    fn a_number_is_international_or_none_is_written_to() {
-        for (phone, number) in [
-            ("+14155550100", Some("+14155550100")),
-            ("+1 (415) 555-0100", Some("+14155550100")),
-            (" +49 170/123 45.67 ", Some("+491701234567")),
-            ("+49 (0)170 1234567", None),
-            ("0170 1234567", None),
-            ("0049 170 1234567", None),
-            ("+0170 1234567", None),
-            ("+123456", None),
-            ("+1234567890123456", None),
-            ("+1415555CALL", None),
-            ("+१४१५५५५०१००", None),
-            ("tel:+14155550100", None),
-            ("", None),
-        ] {
-            assert_eq!(international(phone).as_deref(), number, "{phone:?}");
         }
     }
 

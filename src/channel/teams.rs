@@ -141,6 +141,10 @@ fn judge(answer: &Answer, reason: &str) -> Result<(), SendError> {
         }
         return Err(Class::Transient.error(reason, answer.retry_after));
     }
+    if body.trim_start().starts_with('<') {
+        // A log-in page or a proxy's: no flow has taken anything.
+        return Err(Class::Transient.error(reason, answer.retry_after));
+    }
     match serde_json::from_str::<Value>(body) {
         Ok(said) if said.get("error").is_some_and(|error| !error.is_null()) => {
             Err(Class::Transient.error(reason, answer.retry_after))
@@ -311,6 +315,7 @@ mod tests {
             (200, hidden(404), "Err(Broken"),
             (200, hidden(502), "Err(Transient"),
             (202, hidden(502), "Err(Transient"),
+            (200, " <html>log in</html>".to_owned(), "Err(Transient"),
             (
                 200,
                 "Microsoft Teams endpoint returned HTTP error".to_owned(),

@@ -10,6 +10,7 @@ use crate::fortios::Fleet;
 use crate::fortios::FortiGate;
 use crate::fortios::Owner;
 use crate::message::Recipient;
+use crate::message::international;
 use crate::secret::mask_address;
 use crate::settings::Check;
 use crate::settings::Span;
@@ -19,7 +20,6 @@ use super::Directory;
 use super::LookupError;
 use super::Match;
 use super::address;
-use super::international;
 use super::shown;
 
 /// `type = "fortigate"`
@@ -161,11 +161,7 @@ fn answer(owner: &Owner, device: &FortiGate) -> Answer {
     Answer::Person(Recipient {
         email: email.clone(),
         name: None,
-        phone: owner
-            .phone
-            .as_deref()
-            .and_then(international)
-            .filter(|phone| !phone.is_empty()),
+        phone: owner.phone.as_deref().and_then(international),
         language: None,
         source: "fortigate".to_owned(),
     })

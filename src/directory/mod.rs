@@ -203,6 +203,14 @@ impl Config {
         }
     }
 
+    /// Whether it can say more of a person than an address.
+    pub fn knows_phones(&self) -> bool {
+        match self {
+            Self::Table(_) | Self::Ldap(_) | Self::Fortigate(_) => true,
+            Self::Pattern(_) | Self::Log(_) => false,
+        }
+    }
+
     fn build(
         self,
         span: Span,
@@ -402,19 +410,4 @@ fn address(text: &str) -> Result<Address, &'static str> {
         return Err("holds a character with which a mail relay could send it elsewhere");
     }
     Ok(address)
-}
-
-/// E.164 without the usual separators; `None`: it is no international number.
-fn international(phone: &str) -> Option<String> {
-    let number: String = phone
-        .chars()
-        .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '/' | '(' | ')'))
-        .collect();
-    let good = number.is_empty()
-        || number.strip_prefix('+').is_some_and(|digits| {
-            (7..=15).contains(&digits.len())
-                && !digits.starts_with('0')
-                && digits.bytes().all(|b| b.is_ascii_digit())
-        });
-    good.then_some(number)
 }

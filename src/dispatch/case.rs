@@ -21,6 +21,7 @@ use crate::outbox::NewDelivery;
 use crate::outbox::Role;
 use crate::outbox::State;
 use crate::outbox::Step;
+use crate::recipients::normal_address;
 use crate::routing::Route;
 
 /// What a case needs to know of a channel.
@@ -262,7 +263,7 @@ impl Deciding<'_> {
                             case.activation.person
                         )
                     },
-                    |r| r.email.to_lowercase(),
+                    |r| normal_address(&r.email),
                 );
                 let (count, window) = self.on.limit;
                 let held = self.escalations(
@@ -813,6 +814,19 @@ mod tests {
             .iter()
             .map(|e| e.reason.as_str())
             .collect()
+    }
+
+    #[test]
+    fn an_address_in_another_spelling_has_no_limit_of_its_own() {
+        let mut lookup = found();
+        if let Some(Ok(Lookup::Found { recipient, .. })) = &mut lookup {
+            recipient.email = "Alice@BÜCHER.example".to_owned();
+        }
+        let decision = look(&case(), 0, lookup, &[]);
+        assert_eq!(
+            decision.step.limit.unwrap().key,
+            "alice@xn--bcher-kva.example"
+        );
     }
 
     #[test]

@@ -45,10 +45,12 @@ use crate::template::Style;
 
 /// A channel waits no longer for one peer's wish, as others of its deliveries may be short of time.
 const LONGEST_CHANNEL_WAIT: Duration = Duration::from_secs(900);
-/// From lease to commit point: longer than all of a channel's steps before it together.
+/// The shortest time from lease to commit point.
 const LEASE: Duration = Duration::from_secs(300);
-/// From the commit point to the answer: longer than the ten minutes that a mail's final dot may take.
-const SENDING_LEASE: Duration = Duration::from_secs(900);
+/// So many of a channel's steps, each as long as its `timeout`, may come before the commit point.
+const STEPS: u32 = 15;
+/// How long a mail's final dot may take, whatever the `timeout`.
+const FINAL_DOT: Duration = Duration::from_secs(600);
 /// The longest sleep, so that a clock that was set back can't stop a channel.
 const POLL: Duration = Duration::from_secs(10);
 /// The shortest sleep, so that a delivery that can't be leased yet costs no processor.
@@ -93,7 +95,7 @@ impl Worker {
                 0 => self.opens_at(now, moment),
                 free => match self
                     .outbox
-                    .lease_deliveries(&self.channel.name, free, now, LEASE)
+                    .lease_deliveries(&self.channel.name, free, now, lease(self.channel.timeout))
                     .await
                 {
                     Ok(leased) => {
@@ -243,15 +245,20 @@ impl Worker {
             Work::Activation { activation, .. } => activation.code.as_ref().map(|c| c.secret()),
             Work::Escalation(_) => None,
         };
-        let redactor = self.channel.redactor.with(
-            code.into_iter()
-                .chain(to.map(|r| Secret::new(r.email.clone()))),
-        );
+        let address = to.map(|r| Secret::new(r.email.as_str()));
+        // Without its `+`, which a form or a JSON text writes otherwise.
+        let phone = to.and_then(|r| r.phone.as_deref());
+        let phone = phone.map(|phone| Secret::new(phone.trim_start_matches('+')));
+        let redactor = self
+            .channel
+            .redactor
+            .with([code, address, phone].into_iter().flatten());
         let commit = BeginSend {
             outbox: &self.outbox,
             lease,
             lost,
             clock: &self.clock,
+            timeout: self.channel.timeout,
         };
         let transcript = Transcript::off();
         let attempt = Attempt {
@@ -419,6 +426,8 @@ struct BeginSend<'a> {
     outbox: &'a Arc<dyn Outbox>,
     lease: &'a Lease,
     clock: &'a Clock,
+    /// The channel's, for one step.
+    timeout: Duration,
     /// Somebody else has it now, or it was ended: nothing was sent, and there is nothing to judge.
     lost: &'a AtomicBool,
 }
@@ -432,7 +441,9 @@ impl Commit for BeginSend<'_> {
                 reason: "the code's life ended".to_owned(),
             });
         }
-        let until = now.saturating_add(SENDING_LEASE).unwrap_or(Timestamp::MAX);
+        let until = now
+            .saturating_add(sending_lease(self.timeout))
+            .unwrap_or(Timestamp::MAX);
         self.outbox
             .begin_send(self.lease, until)
             .await
@@ -444,6 +455,16 @@ impl Commit for BeginSend<'_> {
                 }
             })
     }
+}
+
+/// From lease to commit point.
+fn lease(timeout: Duration) -> Duration {
+    LEASE.max(timeout * STEPS)
+}
+
+/// From the commit point to the end of the answer. Who is still waiting for it then would see the message go out a second time.
+fn sending_lease(timeout: Duration) -> Duration {
+    lease(timeout) + FINAL_DOT.max(timeout)
 }
 
 impl Metrics {
@@ -465,5 +486,22 @@ impl Metrics {
         self.delivery_seconds
             .get_or_create(&label)
             .observe(now.duration_since(received_at).as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_lease_ends_while_a_channel_may_still_wait_for_an_answer() {
+        for secs in [1, 20, 300, 3_600] {
+            let step = Duration::from_secs(secs);
+            // DATA, the content and the dot, then the answer to it; an HTTP exchange has two steps.
+            let mail = step * 3 + step.max(Duration::from_secs(600));
+            assert!(sending_lease(step) > mail.max(step * 2), "{step:?}");
+            assert!(lease(step) >= step * 12, "{step:?}");
+        }
+        assert_eq!(lease(Duration::from_secs(20)), LEASE);
     }
 }

@@ -408,7 +408,7 @@ impl Finding {
 /// `[limits] per_person` for one step.
 #[derive(Clone, Debug)]
 pub struct Limit {
-    /// Whose activations are counted: the address in lower case, or the person on the device where there is no address.
+    /// Whose activations are counted: the address in its normal form, or the person on the device where there is no address.
     pub key: String,
     /// So many may pass.
     pub count: u32,

@@ -311,7 +311,7 @@ fn an_endless_line_is_no_table() {
 #[test]
 fn what_is_odd_about_a_table_is_warned_of() {
     let said = said_about(
-        "user,email,phone,language,department\na,a@example.com,0170 1234567,deutsch!,it\nb,b@evil.test,,,\nc,c@evil.test,+12025550100,de_DE,\n",
+        "user,email,phone,language,department\na,a@example.com,+49 (0)170 1234567,deutsch!,it\nb,b@evil.test,,,\nc,c@evil.test,+12025550100,de_DE,\n",
     );
     for says in [
         "line 1: the columns department are not used",

@@ -587,6 +587,21 @@ async fn a_server_of_tokens_that_is_away_is_not_the_relays_fault() {
 }
 
 #[tokio::test]
+async fn mails_that_wait_for_one_token_share_the_answer_that_there_is_none() {
+    let microsoft = Microsoft::start().await;
+    let sink = exchange_online(&microsoft).await;
+    let smtp = with_tokens(&sink, &microsoft);
+    microsoft.next_token(reply(503, ""));
+    let (one, two, three) = tokio::join!(send(&smtp), send(&smtp), send(&smtp));
+    for outcome in [one, two, three] {
+        assert_eq!(class(&outcome), "away");
+    }
+    assert_eq!(microsoft.asked(), 1);
+    send(&smtp).await.unwrap();
+    assert_eq!(microsoft.asked(), 2, "who comes later asks again");
+}
+
+#[tokio::test]
 async fn a_relay_without_xoauth2_is_told_from_one_that_refuses() {
     let microsoft = Microsoft::start().await;
     for (offer, words) in [

@@ -57,6 +57,19 @@ async fn a_person_is_found_once_and_written_to_with_the_code() {
 }
 
 #[tokio::test]
+async fn a_code_goes_to_a_member_and_to_no_place_that_is_given_out_as_one() {
+    let slack = Slack::start().await;
+    let channel = channel("slack", &slack.bot());
+    for id in ["C1", "#general", ""] {
+        let body = format!("{{\"ok\":true,\"user\":{{\"id\":\"{id}\"}}}}");
+        slack.answer_next(LOOKUP, reply(200, &body));
+        let (sent, _) = send(&channel, &note(true)).await;
+        assert!(matches!(sent, Err(SendError::Transient { .. })), "{sent:?}");
+    }
+    assert_eq!(slack.calls(), [LOOKUP; 3]);
+}
+
+#[tokio::test]
 async fn who_is_unknown_has_left_or_is_gone_since_is_final_and_remembered() {
     let slack = Slack::start().await;
     let channel = channel("slack", &slack.bot());

@@ -520,6 +520,47 @@ fn an_escalation_speaks_the_languages_and_passes_on_what_it_doesnt_know() {
 }
 
 /// What somebody writes who wants to be more than a name.
+/// The reasons that the relay itself has for telling somebody.
+const REASONS: [&str; 14] = [
+    "activation-failed",
+    "ambiguous",
+    "expired",
+    "expiring",
+    "failed",
+    "held",
+    "late",
+    "no-code",
+    "no-recipient",
+    "no-route",
+    "outbox-damaged",
+    "resumed:mail",
+    "suspended:mail",
+    "unconfirmed",
+];
+
+#[test]
+fn every_reason_has_its_headline_in_every_language() {
+    let (zone, expires_at) = (TimeZone::UTC, activation().expires_at);
+    for language in built_in().languages().iter().filter(|l| *l != "en") {
+        let style = Style {
+            language: Some(language),
+            ..style(&zone, true)
+        };
+        for reason in REASONS {
+            let escalation = Escalation {
+                reason: reason.to_owned(),
+                ..escalation()
+            };
+            let note = built_in().escalation(&escalation, expires_at, &style);
+            let subject = note.unwrap().subject;
+            assert!(
+                !subject.contains(escalation.text.trim_end_matches('.')),
+                "{reason} in {language}: {subject}"
+            );
+        }
+    }
+}
+
 fn hostile() -> impl Strategy<Value = String> {
     let pieces = proptest::sample::select(vec![
         "\r\nBcc: eve@evil.example\r\n\r\n",

@@ -353,7 +353,8 @@ fn together(mut errors: Vec<(Class, String)>) -> SendError {
     let class = match () {
         () if all(Class::Permanent) => Class::Permanent,
         () if all(Class::Broken) => Class::Broken,
-        () if any(Class::Away) && !any(Class::Transient) => Class::Away,
+        // A relay that answers about the person is there for everybody else.
+        () if any(Class::Away) && !any(Class::Transient) && !any(Class::Permanent) => Class::Away,
         () => Class::Transient,
     };
     let reasons: Vec<_> = errors.into_iter().map(|(_, reason)| reason).collect();
@@ -418,5 +419,32 @@ impl Carrier for Smtp {
 
     async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
         self.try_relays(attempt, found).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_channel_waits_only_when_no_relay_answers_for_others() {
+        use Class::Away;
+        use Class::Broken;
+        use Class::Permanent;
+        use Class::Transient;
+
+        for (one, other, means) in [
+            (Away, Away, "Away"),
+            (Broken, Away, "Away"),
+            (Transient, Away, "Transient"),
+            (Permanent, Away, "Transient"),
+            (Permanent, Broken, "Transient"),
+            (Permanent, Permanent, "Permanent"),
+            (Broken, Broken, "Broken"),
+        ] {
+            let error = together(vec![(one, "one".to_owned()), (other, "two".to_owned())]);
+            assert!(format!("{error:?}").starts_with(means), "{error:?}");
+            assert_eq!(error.to_string(), "one; two");
+        }
     }
 }

@@ -28,6 +28,7 @@ use tracing::warn;
 
 use crate::activation::Activation;
 use crate::message::Recipient;
+use crate::message::international;
 use crate::recipients::Recipients;
 use crate::secret::Redactor;
 use crate::secret::mask_address;
@@ -43,7 +44,6 @@ use super::LookupError;
 use super::Match;
 use super::Probe;
 use super::address;
-use super::international;
 use super::shown;
 
 use cache::Cache;
@@ -743,9 +743,7 @@ impl Ldap {
         Ok(Answer::Person(Recipient {
             email,
             name: first(&self.attributes.name),
-            phone: first(&self.attributes.phone)
-                .and_then(|phone| international(&phone))
-                .filter(|phone| !phone.is_empty()),
+            phone: first(&self.attributes.phone).and_then(|phone| international(&phone)),
             language: first(&self.attributes.language),
             source: "ldap".to_owned(),
         }))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::directory::address;
-use crate::directory::international;
+use crate::message::international;
 use crate::recipients::Recipients;
 
 /// Ends each field in the text. No field holds a control character.
@@ -107,10 +107,10 @@ impl<'a> Draft<'a> {
         if !self.recipients.allows(email) {
             odd.push(Oddity::Outside);
         }
-        let phone = international(row.phone).unwrap_or_else(|| {
+        let phone = international(row.phone);
+        if phone.is_none() && !row.phone.trim().is_empty() {
             odd.push(Oddity::Phone);
-            String::new()
-        });
+        }
         let mut language = row.language.trim();
         if !is_language(language) {
             odd.push(Oddity::Language);
@@ -120,7 +120,13 @@ impl<'a> Draft<'a> {
             return Err("the table is too large".to_owned());
         };
         self.people.rows.push(Row { at, line });
-        for field in [&user, email, row.name.trim(), &phone, language] {
+        for field in [
+            &user,
+            email,
+            row.name.trim(),
+            phone.as_deref().unwrap_or_default(),
+            language,
+        ] {
             self.people.text.push_str(field);
             self.people.text.push(END);
         }
