@@ -321,6 +321,28 @@ fn a_second_relay_and_a_busy_port_fail_with_1() {
 }
 
 #[test]
+fn the_service_may_open_as_many_connections_as_the_system_allows() {
+    let relay = Relay::prepare(&config());
+    let mut child = Command::new("prlimit")
+        .args(["--nofile=200:4096", BINARY, "run", "--config"])
+        .arg(relay.config())
+        .current_dir(relay.dir.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let limits = format!("/proc/{}/limits", child.id());
+    until("the raised limit", || {
+        let limits = std::fs::read_to_string(&limits).unwrap();
+        let line = limits.lines().find(|l| l.starts_with("Max open files"))?;
+        line.split_whitespace()
+            .eq("Max open files 4096 4096 files".split(' '))
+            .then_some(())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn send_test_says_how_it_went() {
     let refused = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
