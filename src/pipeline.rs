@@ -108,6 +108,15 @@ impl Pipeline {
         }
     }
 
+    /// Of a listener that is no more, frames may still wait: they are judged by whom it believed when it took them.
+    pub fn remember_listeners_of(&mut self, old: &Self) {
+        for (name, admission) in &old.listeners {
+            self.listeners
+                .entry(name.clone())
+                .or_insert_with(|| admission.clone());
+        }
+    }
+
     /// The byte search for the listeners: whatever it turns away, [`Pipeline::process`] would not want.
     pub fn gate(&self) -> Gate {
         Gate::new(self.rules.ids())

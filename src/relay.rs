@@ -444,11 +444,14 @@ fn reloading(
     });
     for (key, (bound, listening)) in new {
         serve(ways_in, bound, &listening, intake, &reader.metrics);
+    // Before a new listener hands on its first frame.
+    let gate = config.pipeline.gate();
+    let mut pipeline = config.pipeline;
+    pipeline.remember_listeners_of(&reader.pipeline.load());
+    reader.pipeline.store(Arc::new(pipeline));
+    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
         listeners.insert(key, listening);
     }
-    let gate = config.pipeline.gate();
-    reader.pipeline.store(Arc::new(config.pipeline));
-    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
     settings.send_replace(Arc::new(config.dispatch));
     plan.send_replace(Arc::new(catch_up::Plan {
         fleet: config.fleet,
