@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::bail;
@@ -46,7 +47,9 @@ use crate::ingest;
 use crate::ingest::FrameReceiver;
 use crate::ingest::Intake;
 use crate::ingest::Outcome;
+use crate::ingest::PerPeer;
 use crate::ingest::Reply;
+use crate::ingest::Throttle;
 use crate::metrics;
 use crate::metrics::Metrics;
 use crate::metrics::Rejected;
@@ -67,6 +70,9 @@ use crate::web;
 const DRAIN: Duration = Duration::from_secs(10);
 /// So many frames are read and committed together.
 const BATCH_FRAMES: usize = 256;
+/// So many rejected records of one peer are told of one by one in a period; one peer may hand on the logs of many devices.
+const REJECTIONS_TOLD: u32 = 20;
+const REJECTIONS_PERIOD: Duration = Duration::from_secs(60);
 /// The wait before a commit is tried again.
 const COMMIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -106,6 +112,8 @@ struct Reader {
     dispatcher: Arc<Dispatcher>,
     catch_up: Arc<CatchUp>,
     settings: watch::Receiver<Arc<dispatch::Settings>>,
+    rejections: PerPeer,
+    untold: Throttle,
 }
 
 impl Relay {
@@ -182,6 +190,8 @@ impl Relay {
             readiness,
             dispatcher: Arc::clone(&dispatcher),
             catch_up,
+            rejections: PerPeer::several(REJECTIONS_TOLD, REJECTIONS_PERIOD),
+            untold: Throttle::new(REJECTIONS_PERIOD),
         });
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
         Ok(Self {
@@ -434,6 +444,12 @@ fn reloading(
             new.push(bind(listener)?);
         }
     }
+    // Before a new listener hands on its first frame.
+    let gate = config.pipeline.gate();
+    let mut pipeline = config.pipeline;
+    pipeline.remember_listeners_of(&reader.pipeline.load());
+    reader.pipeline.store(Arc::new(pipeline));
+    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
     listeners.retain(|bound, listening| {
         let kept = config.listeners.iter().find(|l| key(l) == *bound);
         match kept {
@@ -444,12 +460,6 @@ fn reloading(
     });
     for (key, (bound, listening)) in new {
         serve(ways_in, bound, &listening, intake, &reader.metrics);
-    // Before a new listener hands on its first frame.
-    let gate = config.pipeline.gate();
-    let mut pipeline = config.pipeline;
-    pipeline.remember_listeners_of(&reader.pipeline.load());
-    reader.pipeline.store(Arc::new(pipeline));
-    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
         listeners.insert(key, listening);
     }
     settings.send_replace(Arc::new(config.dispatch));
@@ -532,11 +542,21 @@ impl Reader {
                     .peer
                     .address
                     .map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
-                warn!(
-                    listener,
-                    logid = reading.logid,
-                    "Rejected a record from {from}: {reason}"
-                );
+                // Who forges events must not fill the journal with them.
+                let (peer, now) = (frame.peer.address, Instant::now());
+                if peer.is_none_or(|peer| self.rejections.take(peer, now)) {
+                    warn!(
+                        listener,
+                        logid = reading.logid,
+                        "Rejected a record from {from}: {reason}"
+                    );
+                } else if let Some(count) = self.untold.hit(now) {
+                    warn!(
+                        listener,
+                        count,
+                        "Rejected more records than are told of one by one, the last from {from}: {reason}"
+                    );
+                }
                 Err(Outcome::Rejected(reason))
             }
             // Nobody knows what it is: whoever waits to hear has sent something else than a log.
