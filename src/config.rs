@@ -25,6 +25,7 @@ use crate::devices::Devices;
 use crate::directory;
 use crate::directory::Directories;
 use crate::dispatch;
+use crate::example;
 use crate::fortios::Fleet;
 use crate::ingest;
 use crate::limits;
@@ -50,6 +51,8 @@ use crate::web;
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// So many problems of one table are reported.
 const MAX_PROBLEMS_PER_TABLE: usize = 50;
+/// The directory beside the configuration from which the unit loads its credentials (`LoadCredential=`).
+const CREDENTIALS: &str = "credentials";
 /// FortiOS's default for `two-factor-ftm-expiry`.
 const DEFAULT_VALIDITY: Period = Period::seconds(72 * 3600);
 
@@ -73,6 +76,26 @@ pub struct Config {
     pub channels: Vec<ChannelFacts>,
     /// The outbox.
     pub outbox: outbox::Settings,
+    /// The lines that `check` tries.
+    pub tests: Vec<Test>,
+}
+
+/// A `[[test]]` with its place.
+pub struct Test {
+    place: Placed,
+    /// The line and what is expected of it.
+    pub example: example::Config,
+}
+
+impl Test {
+    /// Something that was found by trying it.
+    pub fn finding(&self, weight: Weight, text: String) -> Placed {
+        Placed {
+            weight: word(weight),
+            text,
+            ..self.place.clone()
+        }
+    }
 }
 
 /// What reading a configuration gave.
@@ -166,9 +189,22 @@ fn directory(path: &Path) -> PathBuf {
     std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())
 }
 
+/// Where the unit's credentials are loaded from.
+pub fn credentials_of(path: &Path) -> PathBuf {
+    directory(path).join(CREDENTIALS)
+}
+
+/// The same, if whoever asks may look there.
+fn credentials_beside(path: &Path) -> Option<PathBuf> {
+    let dir = credentials_of(path);
+    std::fs::read_dir(&dir).is_ok().then_some(dir)
+}
+
 /// Reads and checks a file.
 pub fn load(path: &Path, purpose: Use) -> Loaded {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map(PathBuf::from)
+        .or_else(|| credentials_beside(path).filter(|_| purpose != Use::Service));
     let mut check = Check::new(directory(path), credentials, purpose == Use::Service);
     if purpose == Use::Command {
         check = check.without_secrets();
@@ -186,16 +222,11 @@ pub fn load(path: &Path, purpose: Use) -> Loaded {
     } else {
         File::parse(&text, &mut check)
     };
+    let place = |finding| place(path, &text, finding);
     let config = file
-        .and_then(|file| file.build(&mut check))
+        .and_then(|file| file.build(&place, &mut check))
         .filter(|_| !check.has_problems());
-    let report = Report(
-        check
-            .findings()
-            .into_iter()
-            .map(|finding| place(path, &text, finding))
-            .collect(),
-    );
+    let report = Report(check.findings().into_iter().map(place).collect());
     Loaded { config, report }
 }
 
@@ -220,12 +251,15 @@ fn read(path: &Path) -> Result<String, (String, String)> {
     })
 }
 
-fn place(path: &Path, text: &str, finding: Finding) -> Placed {
-    let weight = match finding.weight {
+fn word(weight: Weight) -> &'static str {
+    match weight {
         Weight::Problem => "problem",
         Weight::Warning => "warning",
         Weight::Note => "note",
-    };
+    }
+}
+
+fn place(path: &Path, text: &str, finding: Finding) -> Placed {
     let at = finding.span.map(|span| {
         let before = text.get(..span.start.min(text.len())).unwrap_or_default();
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
@@ -235,7 +269,7 @@ fn place(path: &Path, text: &str, finding: Finding) -> Placed {
         )
     });
     Placed {
-        weight,
+        weight: word(finding.weight),
         file: path.display().to_string(),
         line: at.map(|(line, _)| line),
         column: at.map(|(_, column)| column),
@@ -265,6 +299,7 @@ struct File {
     rule: Vec<Spanned<rules::Config>>,
     outbox: outbox::Config,
     templates: template::Config,
+    test: Vec<Spanned<example::Config>>,
     /// These stand in the file, even if they couldn't be read.
     written: Vec<&'static str>,
 }
@@ -284,6 +319,7 @@ const SECTIONS: &[&str] = &[
     "rule",
     "outbox",
     "templates",
+    "test",
 ];
 
 impl File {
@@ -317,6 +353,7 @@ impl File {
             rule: Vec::new(),
             outbox: outbox::Config::default(),
             templates: template::Config::default(),
+            test: Vec::new(),
             written: SECTIONS
                 .iter()
                 .copied()
@@ -353,6 +390,7 @@ impl File {
         file.templates = take("templates")
             .and_then(|v| reader.section(v, "templates"))
             .unwrap_or_default();
+        file.test = reader.list(take("test"), "test", Reader::read);
         Some(file)
     }
 }
@@ -685,7 +723,7 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>) -> bool {
 // === Building: from each module's Config to the things that run ===
 
 impl File {
-    fn build(self, check: &mut Check) -> Option<Config> {
+    fn build(self, place: &impl Fn(Finding) -> Placed, check: &mut Check) -> Option<Config> {
         let state_dir = state_dir_of(self.state_dir, &check.dir);
         let recipients = match self.recipients {
             Some(recipients) => recipients.build(check),
@@ -707,6 +745,10 @@ impl File {
         let mut listen = self.listen;
         let admissions = listeners(&mut listen, check);
         let listeners = unplaced(listen);
+        let names: Vec<_> = listeners.iter().map(|l| l.name().into_owned()).collect();
+        for test in &self.test {
+            test.get_ref().check(test.span(), &names, check);
+        }
         if !listeners.iter().any(ingest::Config::verifies_clients) {
             let certified = self
                 .device
@@ -761,7 +803,20 @@ impl File {
             },
             channels: facts,
             outbox,
+            tests: self.test.into_iter().map(|t| placed(t, place)).collect(),
         })
+    }
+}
+
+fn placed(test: Spanned<example::Config>, place: &impl Fn(Finding) -> Placed) -> Test {
+    let finding = Finding {
+        weight: Weight::Problem,
+        span: Some(test.span()),
+        text: String::new(),
+    };
+    Test {
+        place: place(finding),
+        example: test.into_inner(),
     }
 }
 

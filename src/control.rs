@@ -56,6 +56,8 @@ pub enum Request {
     Stats,
     /// `replay`: log lines, base64.
     Replay(Vec<String>),
+    /// `doctor`
+    Status,
     /// `resend`
     Resend {
         /// Whose code.
@@ -81,6 +83,8 @@ pub enum Answer {
     Stats(Stats),
     /// What became of the lines.
     Replayed(Replayed),
+    /// How the relay fares.
+    Status(Box<Status>),
     /// A code that goes out again.
     Resent(Resent),
     /// Why not.
@@ -103,6 +107,25 @@ impl From<Depth> for Stats {
             oldest: depth.oldest,
         }
     }
+}
+
+/// How the relay fares.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Which version runs.
+    pub version: String,
+    /// Since when.
+    pub since: jiff::Timestamp,
+    /// One sentence for each part that isn't ready.
+    pub not_ready: Vec<String>,
+    /// The channels that wait for an operator, and why.
+    pub suspended: Vec<(String, String)>,
+    /// Why records were not believed of late, with their number.
+    pub strangers: Vec<(String, u64)>,
+    /// How much is waiting, if the outbox can be counted.
+    pub stats: Option<Stats>,
+    /// All metrics, as `/metrics` shows them.
+    pub metrics: String,
 }
 
 /// A code that goes out again.

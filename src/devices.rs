@@ -286,6 +286,13 @@ impl Devices {
         is_good
     }
 
+    /// The canonical id of each `[[device]]`, and its name if it has one.
+    pub fn configured(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.known
+            .iter()
+            .map(|d| (d.id.as_str(), d.name.as_deref()))
+    }
+
     /// Which device a record comes from: by `devid`, else by its name in the log or the header, else by the peer's address.
     pub fn recognise(&self, claim: Claim<'_>, peer: &Peer) -> Recognised<'_> {
         let said = |text: Option<&str>| text.map(tidy).filter(|text| !text.is_empty());

@@ -23,13 +23,13 @@
 //! | | |
 //! | --- | --- |
 //! | [`secret`], [`settings`], [`tls`], [`glob`], [`domain`], [`metrics`] | used everywhere, import nothing of ours but each other |
-//! | [`frame`], [`ingest`] | sockets to frames |
+//! | [`systemd`], [`frame`], [`ingest`] | sockets to frames |
 //! | [`syslog`], [`activation`], [`recipients`], [`devices`], [`rules`], [`pipeline`] | frames to activations; pure |
 //! | [`outbox`] | the durable store |
 //! | [`message`], [`fortios`], [`directory`], [`routing`], [`limits`], [`template`], [`channel`], [`backoff`], [`dispatch`] | activations to accepted messages |
 //! | [`catch_up`] | what syslog lost, from the devices' own logs |
-//! | [`readiness`], [`seen`], [`pending`], [`web`], [`control`] | how it is watched and asked |
-//! | [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
+//! | [`readiness`], [`pulse`], [`seen`], [`pending`], [`web`], [`control`] | how it is watched and asked |
+//! | [`example`], [`config`], [`relay`], [`simulate`], [`logging`], [`cli`] | the whole |
 //!
 //! Who may import whom is a test: `tests/it/layers.rs`. No module imports [`config`]; each owns its own `Config` with a
 //! `build`, and the root adds them up. To add a format, channel or directory: one file, and its lines in the list of
@@ -41,6 +41,7 @@ pub mod glob;
 pub mod metrics;
 pub mod secret;
 pub mod settings;
+pub mod systemd;
 pub mod tls;
 
 pub mod frame;
@@ -68,12 +69,14 @@ pub mod template;
 pub mod catch_up;
 pub mod control;
 pub mod pending;
+pub mod pulse;
 pub mod readiness;
 pub mod seen;
 pub mod web;
 
 pub mod cli;
 pub mod config;
+pub mod example;
 pub mod logging;
 pub mod relay;
 pub mod simulate;

@@ -117,6 +117,11 @@ impl Pipeline {
         }
     }
 
+    /// The configured devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
     /// The byte search for the listeners: whatever it turns away, [`Pipeline::process`] would not want.
     pub fn gate(&self) -> Gate {
         Gate::new(self.rules.ids())

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use crate::control::Operator;
 use crate::control::Replayed;
 use crate::control::Request;
 use crate::control::Resent;
+use crate::control::Status;
 use crate::dispatch;
 use crate::dispatch::Dispatcher;
 use crate::fortios::FortiGate;
@@ -62,8 +64,11 @@ use crate::pending;
 use crate::pending::Pending;
 use crate::pipeline::Pipeline;
 use crate::pipeline::Verdict;
+use crate::pulse::Pulse;
 use crate::readiness::Readiness;
 use crate::seen::Seen;
+use crate::systemd;
+use crate::systemd::Inherited;
 use crate::web;
 
 /// What is under way at a stop may take so long; the rest goes out after the next start.
@@ -94,6 +99,8 @@ pub struct Relay {
     web: Option<web::Server>,
     view: Arc<web::View>,
     door: Door,
+    inherited: Inherited,
+    pulse: Arc<Pulse>,
 }
 
 #[derive(Clone)]
@@ -111,14 +118,21 @@ struct Reader {
     readiness: Arc<Readiness>,
     dispatcher: Arc<Dispatcher>,
     catch_up: Arc<CatchUp>,
+    view: Arc<web::View>,
+    since: Timestamp,
     settings: watch::Receiver<Arc<dispatch::Settings>>,
     rejections: PerPeer,
     untold: Throttle,
+    pulse: Arc<Pulse>,
 }
 
 impl Relay {
-    /// Opens the outbox and binds every socket; nothing runs yet.
-    pub async fn bind(config: Config, path: PathBuf) -> anyhow::Result<Self> {
+    /// Opens the outbox and binds every socket that is not inherited; nothing runs yet.
+    pub async fn bind(
+        config: Config,
+        path: PathBuf,
+        mut inherited: Inherited,
+    ) -> anyhow::Result<Self> {
         let (metrics, registry) = Metrics::new();
         let opened = outbox::open(&config.outbox, &config.state_dir).with_context(|| {
             format!(
@@ -132,7 +146,8 @@ impl Relay {
         let readiness = Arc::new(Readiness::default());
         let seen = Arc::new(Seen::default());
         let pending = Arc::new(Pending::default());
-        let dispatcher = Dispatcher::new(Arc::clone(&outbox), metrics.clone());
+        let pulse = Arc::new(Pulse::default());
+        let dispatcher = Dispatcher::new(Arc::clone(&outbox), metrics.clone(), Arc::clone(&pulse));
         let (intake, frames) = Intake::new();
         let gate = config.pipeline.gate();
         intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
@@ -170,9 +185,14 @@ impl Relay {
         let mut listeners = HashMap::new();
         let mut bound = Vec::new();
         for listener in &config.listeners {
-            let (key, one) = bind(listener)?;
+            let (key, one) = bind(listener, &mut inherited)?;
             listeners.insert(key, one.1.clone());
             bound.push(one);
+        }
+        for socket in inherited.left() {
+            warn!(
+                "The service manager passed a socket for {socket}, which no [[listen]] names; the units and the configuration differ"
+            );
         }
         let pipeline = ArcSwap::from_pointee(config.pipeline);
         let catch_up = CatchUp::open(&config.state_dir, metrics.clone());
@@ -192,6 +212,9 @@ impl Relay {
             catch_up,
             rejections: PerPeer::several(REJECTIONS_TOLD, REJECTIONS_PERIOD),
             untold: Throttle::new(REJECTIONS_PERIOD),
+            view: Arc::clone(&view),
+            since: Timestamp::now(),
+            pulse: Arc::clone(&pulse),
         });
         let (state_dir, outbox_settings, http) = (config.state_dir, config.outbox, config.http);
         Ok(Self {
@@ -211,6 +234,8 @@ impl Relay {
             web,
             view,
             door,
+            inherited,
+            pulse,
         })
     }
 
@@ -242,6 +267,7 @@ impl Relay {
         tasks.spawn(
             Arc::clone(&self.dispatcher).run(self.settings.subscribe(), after_intake.clone()),
         );
+        tasks.spawn(watch_over(Arc::clone(&self.pulse), after_intake.clone()));
         let mut reading = tokio::spawn(Arc::clone(&self.reader).run(self.frames));
         for (bound, listening) in std::mem::take(&mut self.bound) {
             serve(
@@ -280,13 +306,16 @@ impl Relay {
             self.state_dir.display()
         );
 
+        systemd::ready(&status(&self.listeners));
+
         let ended = loop {
             tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
                 Some(()) = reload.recv() => {
+                    systemd::reloading();
                     let reloaded = reloading(
                         &self.path, (&self.state_dir, &self.outbox_settings, &self.http), &mut self.listeners,
-                        &mut ways_in, &self.intake, &self.reader, (&self.settings, &self.plan),
+                        &mut ways_in, &self.intake, &self.reader, (&self.settings, &self.plan), &mut self.inherited,
                     );
                     match reloaded {
                         Ok(()) => {
@@ -299,6 +328,7 @@ impl Relay {
                             error!("The new configuration is refused, the old one keeps running: {e:#}");
                         }
                     }
+                    systemd::ready(&status(&self.listeners));
                 }
                 Some(ended) = ways_in.join_next() => match ended {
                     Ok(Ok(())) => {}
@@ -323,6 +353,7 @@ impl Relay {
         };
 
         self.reader.readiness.not("relay", "it is stopping");
+        systemd::stopping("Finishing what is under way");
         info!("Stopping: what is under way has {} s", DRAIN.as_secs());
         let intake = self.intake;
         let drained = timeout(DRAIN, async {
@@ -357,6 +388,16 @@ impl Relay {
 /// What a socket is bound to: an address, for datagrams or for connections.
 type Key = (bool, SocketAddr);
 
+/// What `systemctl status` shows.
+fn status(listeners: &HashMap<Key, Listening>) -> String {
+    let mut names: Vec<String> = listeners
+        .values()
+        .map(|l| l.config.load().name().into_owned())
+        .collect();
+    names.sort();
+    format!("Receiving on {}", names.join(", "))
+}
+
 fn key(config: &ingest::Config) -> Key {
     (config.is_datagram(), config.address())
 }
@@ -377,8 +418,16 @@ fn stuck(new: &ingest::Config, listeners: &HashMap<Key, Listening>) -> Option<St
     ))
 }
 
-fn bind(config: &ingest::Config) -> anyhow::Result<(Key, (ingest::Bound, Listening))> {
-    let bound = ingest::bind(config).with_context(|| {
+fn bind(
+    config: &ingest::Config,
+    inherited: &mut Inherited,
+) -> anyhow::Result<(Key, (ingest::Bound, Listening))> {
+    let bound = match ingest::adopt(config, inherited) {
+        Ok(Some(adopted)) => Ok(adopted),
+        Ok(None) => ingest::bind(config),
+        Err(e) => Err(e),
+    };
+    let bound = bound.with_context(|| {
         format!(
             "the listener \"{}\" can't be bound to {}",
             config.name(),
@@ -420,6 +469,7 @@ fn reloading(
         &watch::Sender<Arc<dispatch::Settings>>,
         &watch::Sender<Arc<catch_up::Plan>>,
     ),
+    inherited: &mut Inherited,
 ) -> anyhow::Result<()> {
     let loaded = config::load(path, config::Use::Service);
     for placed in &loaded.report.0 {
@@ -441,7 +491,7 @@ fn reloading(
     let mut new = Vec::new();
     for listener in &config.listeners {
         if !listeners.contains_key(&key(listener)) {
-            new.push(bind(listener)?);
+            new.push(bind(listener, inherited)?);
         }
     }
     // Before a new listener hands on its first frame.
@@ -470,13 +520,49 @@ fn reloading(
     Ok(())
 }
 
+/// Feeds the service manager's watchdog, if there is one, while every loop turns.
+async fn watch_over(pulse: Arc<Pulse>, over: CancellationToken) -> anyhow::Result<()> {
+    let Some(period) = systemd::watchdog_period() else {
+        over.cancelled().await;
+        return Ok(());
+    };
+    let mut feed = interval(period / 4);
+    loop {
+        tokio::select! {
+            () = over.cancelled() => return Ok(()),
+            _ = feed.tick() => {
+                let stalled = pulse.stalled(period * 2 / 3);
+                if stalled.is_empty() {
+                    systemd::alive();
+                } else {
+                    error!("The watchdog is not fed: {} stands still", stalled.join(" and "));
+                }
+            }
+        }
+    }
+}
+
 // === Reading: frames become committed activations ===
+
+/// How the loop of reading calls itself.
+const INTAKE: &str = "intake";
 
 impl Reader {
     /// Runs until every listener and every intake is gone.
     async fn run(self: Arc<Self>, mut frames: FrameReceiver) -> anyhow::Result<()> {
         let away = frames.outbox_away();
-        while let Some(batch) = frames.recv_batch(BATCH_FRAMES).await {
+        let mut idle = interval(Pulse::BEAT);
+        loop {
+            let batch = tokio::select! {
+                biased;
+                batch = frames.recv_batch(BATCH_FRAMES) => batch,
+                _ = idle.tick() => {
+                    self.pulse.beat(INTAKE);
+                    continue;
+                }
+            };
+            let Some(batch) = batch else { return Ok(()) };
+            self.pulse.beat(INTAKE);
             let pipeline = self.pipeline.load_full();
             let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
             for (frame, reply) in batch.frames.iter().zip(batch.replies) {
@@ -492,7 +578,6 @@ impl Reader {
                 self.commit(wanted, waiting, &away).await?;
             }
         }
-        Ok(())
     }
 
     /// A wanted frame's activation; else what became of the frame.
@@ -594,6 +679,8 @@ impl Reader {
     ) -> anyhow::Result<Vec<Stored>> {
         use std::sync::atomic::Ordering::Relaxed;
         loop {
+            // It turns, even if the outbox is away: another start would lose what waits here.
+            self.pulse.beat(INTAKE);
             match self.outbox.put(wanted.to_vec()).await {
                 Ok(stored) => {
                     if away.swap(false, Relaxed) {
@@ -654,6 +741,27 @@ impl Reader {
                 );
             }
         }
+    }
+
+    async fn status(&self, now: Timestamp) -> Answer {
+        let stats = self.outbox.depth(now).await.ok().map(Into::into);
+        let metrics = match self.view.metrics().await {
+            Ok(text) => text,
+            Err(e) => return Answer::Error(e.to_string()),
+        };
+        let board = self.dispatcher.board().into_iter();
+        let strangers = self.seen.strangers().into_iter();
+        Answer::Status(Box::new(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            not_ready: self.readiness.reasons(),
+            suspended: board
+                .filter_map(|(name, health)| Some((name, health.suspended?)))
+                .collect(),
+            strangers: strangers.map(|(_, s)| (s.why, s.count)).collect(),
+            stats,
+            metrics,
+        }))
     }
 
     /// The lines of a file, as if they had come by the wire now.
@@ -853,6 +961,7 @@ impl Operator for Reader {
                 .depth(now)
                 .await
                 .map(|depth| Answer::Stats(depth.into())),
+            Request::Status => return self.status(now).await,
             Request::Resend { user, device, vdom } => {
                 return self
                     .resend(&user, device.as_deref(), vdom.as_deref())

@@ -18,6 +18,8 @@ use crate::secret::Secret;
 
 /// The longest secret; a file that never ends must not be read for ever.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
+/// What systemd puts before the file names of the unit's directory of credentials (`LoadCredential=` in `deploy/ftm-relay.service`).
+const CREDENTIAL_PREFIX: &str = "ftm-relay_";
 
 /// A place in the configuration file, in bytes.
 pub type Span = Range<usize>;
@@ -160,7 +162,7 @@ impl Check {
                 self.secret_file(&path, span)
             }
             From::Credential(name) => match self.credentials.clone() {
-                Some(dir) => self.secret_file(&dir.join(name), span),
+                Some(dir) => self.secret_file(&credential(&dir, name), span),
                 None if self.for_service => {
                     self.secret_problem(
                         span,
@@ -198,6 +200,18 @@ impl Check {
                 None
             }
         }
+    }
+}
+
+/// The file of a credential: `NAME`, as `LoadCredential=NAME:FILE` makes it, else `ftm-relay_NAME`, as
+/// `LoadCredential=ftm-relay:DIRECTORY` makes it of the directory's file `NAME`.
+fn credential(dir: &Path, name: &str) -> PathBuf {
+    let of_a_directory = dir.join(format!("{CREDENTIAL_PREFIX}{name}"));
+    let alone = dir.join(name);
+    if !alone.exists() && of_a_directory.exists() {
+        of_a_directory
+    } else {
+        alone
     }
 }
 

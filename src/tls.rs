@@ -8,8 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use jiff::Timestamp;
 use rustls::CertificateError;
 use rustls::ClientConfig;
+use rustls::CommonState;
 use rustls::ConfigBuilder;
 use rustls::DigitallySignedStruct;
 use rustls::OtherError;
@@ -28,6 +30,8 @@ use rustls::pki_types::ServerName;
 use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use toml::Spanned;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use crate::settings::Check;
 use crate::settings::SecretSource;
@@ -325,6 +329,31 @@ pub fn certificate_error(error: &(dyn Error + 'static), host: &str) -> Option<St
         other => format!("is not acceptable: {other}"),
     };
     Some(format!("the certificate of {host} {what}"))
+}
+
+/// From how many days before a certificate's end on it is time to say so.
+const NEAR_END_DAYS: i64 = 14;
+
+/// A handshake that succeeded, as a part of a sentence: the version, and how long the peer's certificate is still good.
+pub fn handshake(session: &CommonState, now: Timestamp) -> String {
+    let version = match session.protocol_version().and_then(|v| v.as_str()) {
+        Some(version) => version.replace("TLSv", "TLS ").replace('_', "."),
+        None => "TLS".to_owned(),
+    };
+    let end = session.peer_certificates().and_then(|chain| {
+        let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+        Some(certificate.validity().not_after.timestamp())
+    });
+    let days = end.map(|end| end.saturating_sub(now.as_second()) / 86_400);
+    match days {
+        Some(days) if days < NEAR_END_DAYS => format!(
+            "{version}, with a trusted certificate that ends in {days} days: see that it is renewed"
+        ),
+        Some(days) => {
+            format!("{version}, with a trusted certificate that is good for another {days} days")
+        }
+        None => format!("{version}, with a trusted certificate"),
+    }
 }
 
 /// The innermost I/O error, which says what happened in the system's words.

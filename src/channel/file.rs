@@ -21,6 +21,7 @@ use crate::channel::Carrier;
 use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::mail;
+use crate::channel::probe::Probe;
 use crate::settings::Check;
 use crate::settings::Span;
 
@@ -164,6 +165,39 @@ impl Carrier for File {
             }
         }
     }
+
+    async fn probe(&self, _: &Attempt<'_>, found: &mut Vec<Probe>) {
+        let dir = self.dir.clone();
+        let what = self.dir.display().to_string();
+        let tried = tokio::task::spawn_blocking(move || can_write(&dir)).await;
+        found.push(match tried {
+            Ok(Ok(true)) => Probe::good(what, "can be written to by this user"),
+            Ok(Ok(false)) => Probe::unknown(
+                what,
+                "isn't there yet; it is made for the first mail, if the service may write beside it",
+            ),
+            Ok(Err(e)) => Probe::bad(
+                what,
+                format!("can't be written to by this user: {e}; it must belong to the user that runs ftm-relay"),
+            ),
+            Err(_) => Probe::bad(what, "could not be looked at"),
+        });
+    }
+}
+
+/// Writes a file and takes it away again; `false`: there is no directory yet.
+fn can_write(dir: &Path) -> io::Result<bool> {
+    if !dir.exists() {
+        return Ok(false);
+    }
+    let path = dir.join(format!(".ftm-relay-check-{}", std::process::id()));
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(true)
 }
 
 /// Sorts by time; the id finds the delivery.

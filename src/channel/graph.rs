@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use lettre::message::Mailbox;
 use reqwest::Url;
 use reqwest::header::AUTHORIZATION;
@@ -31,6 +33,8 @@ use crate::channel::oauth;
 use crate::channel::oauth::Token;
 use crate::channel::oauth::Tokens;
 use crate::channel::pace::rate;
+use crate::channel::probe::Probe;
+use crate::channel::qr;
 use crate::limits::Rate;
 use crate::message::Notification;
 use crate::secret::Secret;
@@ -61,6 +65,8 @@ pub struct Config {
     login: Option<Spanned<String>>,
     ca_file: Option<Spanned<PathBuf>>,
     proxy: Option<SecretSource>,
+    #[serde(default)]
+    qr: bool,
 }
 
 /// A mailbox that sends.
@@ -70,6 +76,8 @@ pub struct Graph {
     from: Option<Mailbox>,
     reply_to: Option<Mailbox>,
     to: Option<Mailbox>,
+    /// Whether a code is also shown as an image.
+    qr: bool,
 }
 
 impl Config {
@@ -142,6 +150,7 @@ impl Config {
             from: from?,
             reply_to: reply_to?,
             to: to?,
+            qr: self.qr,
         })
     }
 }
@@ -207,6 +216,17 @@ impl Carrier for Graph {
         said.judge()?;
         Ok(Receipt { said: said.reason })
     }
+
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        if self.tokens.probe(attempt, "Mail.Send", found).await
+            && self.endpoint.reach(attempt, found).await
+        {
+            found.push(Probe::unknown(
+                self.endpoint.host(),
+                "shows only with a mail whether the mailbox in `user` is there and may send: ftm-relay send-test",
+            ));
+        }
+    }
 }
 
 /// The request, as Graph documents it.
@@ -218,9 +238,17 @@ fn message(graph: &Graph, to: &Mailbox, note: &Notification) -> Value {
         }
         json!({ "emailAddress": address })
     };
+    let image = || {
+        let code = note.code().filter(|_| graph.qr)?;
+        Some((qr::place(&note.html)?, qr::png(code)?))
+    };
+    let (html, png) = match image() {
+        Some((html, png)) => (html, Some(png)),
+        None => (note.html.clone(), None),
+    };
     let mut message = json!({
         "subject": mail::subject(note),
-        "body": { "contentType": "HTML", "content": note.html },
+        "body": { "contentType": "HTML", "content": html },
         "toRecipients": [person(to)],
         "internetMessageHeaders": [
             { "name": "x-auto-response-suppress", "value": "All" },
@@ -228,6 +256,16 @@ fn message(graph: &Graph, to: &Mailbox, note: &Notification) -> Value {
             { "name": "x-ftm-relay-id", "value": note.id },
         ],
     });
+    if let Some(png) = png {
+        message["attachments"] = json!([{
+            "@odata.type": "#microsoft.graph.fileAttachment",
+            "name": qr::FILE_NAME,
+            "contentType": "image/png",
+            "contentBytes": STANDARD.encode(png),
+            "contentId": qr::CONTENT_ID,
+            "isInline": true,
+        }]);
+    }
     if let Some(from) = &graph.from {
         message["from"] = person(from);
     }
@@ -309,6 +347,7 @@ mod tests {
             answer: Answer {
                 status: reqwest::StatusCode::from_u16(status).unwrap(),
                 retry_after: None,
+                headers: HeaderMap::new(),
                 body: Some(json!({ "error": { "code": word } }).to_string()),
             },
             reason: "it answered".to_owned(),

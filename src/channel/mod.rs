@@ -12,6 +12,7 @@ use serde::Deserializer;
 use toml::Spanned;
 
 use crate::channel::pace::MAX_TURNS;
+use crate::channel::probe::Probe;
 use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
@@ -26,12 +27,15 @@ pub mod http;
 pub mod mail;
 pub mod oauth;
 pub mod pace;
+pub mod probe;
 pub mod qr;
 pub mod slack;
 pub mod sms;
 pub mod smtp;
 pub mod teams;
 pub mod webhook;
+
+mod reach;
 
 /// The values of the key `type`. To add a kind: its file, its `mod` line, its word here, and what the compiler then asks for.
 pub const KINDS: &[&str] = &["smtp", "file", "webhook", "slack", "teams", "graph", "sms"];
@@ -321,6 +325,12 @@ fn time_zone(name: Option<&Spanned<String>>, check: &mut Check) -> Option<TimeZo
 pub trait Carrier: Send + Sync {
     /// One try. Dropping the future ends it; nothing of a broken-off try is used again.
     async fn send(&self, attempt: &Attempt<'_>) -> Result<Receipt, SendError>;
+
+    /// Tries what can be tried without anybody getting anything, and says after each step what was found: what isn't said
+    /// when this is dropped is lost. `attempt` is nobody's; its commit refuses.
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        let _ = (attempt, found);
+    }
 }
 
 /// One try of one delivery.
@@ -433,6 +443,11 @@ impl Transcript {
     /// Keeps what is said: for `send-test`.
     pub fn on() -> Self {
         Self(Some(Mutex::new(Vec::new())))
+    }
+
+    /// Whether anything is kept.
+    pub const fn is_on(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Adds a line, which the caller has cleaned.

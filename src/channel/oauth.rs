@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
@@ -19,6 +22,7 @@ use crate::channel::http;
 use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
+use crate::channel::probe::Probe;
 use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
@@ -45,6 +49,10 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 
 /// The longest token: one line of AUTH has at most 12,288 octets (RFC 4954, 4), and base64 makes a third more of it.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// So many roles of a token are shown, each so long at most.
+const MAX_ROLES: usize = 20;
+const MAX_ROLE_CHARS: usize = 60;
 
 /// The keys of a channel that say where its tokens come from.
 pub struct Keys<'a> {
@@ -222,7 +230,44 @@ impl Tokens {
         }
     }
 
+    /// Asks for a token, and says what its claims tell about the application's rights. Whether there is one.
+    ///
+    /// `role` is what the application is usually given. The claims are read to explain, never to decide: a right may also be
+    /// given where the token is shown.
+    pub async fn probe(&self, attempt: &Attempt<'_>, role: &str, found: &mut Vec<Probe>) -> bool {
+        if !self.endpoint.reach(attempt, found).await {
+            return false;
+        }
+        let host = self.endpoint.host();
+        let asked_at = Instant::now();
+        let answer = self.ask(attempt).await;
+        if let Ok(answer) = &answer {
+            found.extend(answer.skew(host, Timestamp::now()));
+        }
+        let new = answer.and_then(|answer| self.read(answer, asked_at, attempt.redactor));
+        told(attempt, asked_at, &new);
+        match new {
+            Ok(new) => {
+                found.push(rights(host, &new.secret, role));
+                *self.held.lock().await = Some(new);
+                true
+            }
+            Err(error) => {
+                found.push(Probe::bad(host, error.to_string()));
+                false
+            }
+        }
+    }
+
     async fn fetch(&self, attempt: &Attempt<'_>) -> Result<Held, SendError> {
+        let asked_at = Instant::now();
+        let answer = self.ask(attempt).await;
+        let held = answer.and_then(|answer| self.read(answer, asked_at, attempt.redactor));
+        told(attempt, asked_at, &held);
+        held
+    }
+
+    async fn ask(&self, attempt: &Attempt<'_>) -> Result<Answer, SendError> {
         let host = self.endpoint.host();
         attempt.transcript.line(|| {
             let scope = self.scope.as_deref().unwrap_or("none");
@@ -238,20 +283,8 @@ impl Tokens {
             CONTENT_TYPE,
             HeaderValue::from_static("application/x-www-form-urlencoded"),
         )]);
-        let asked_at = Instant::now();
         let answer = self.endpoint.ask(&asking, headers, self.form()).await;
-        let held = match answer {
-            Ok(answer) => self.read(answer, asked_at, attempt.redactor),
-            Err(error) => Err(for_all(error)),
-        };
-        attempt.transcript.line(|| match &held {
-            Ok(held) => {
-                let secs = held.ends_at.duration_since(asked_at).as_secs();
-                format!("< (a token for {secs} s)")
-            }
-            Err(error) => format!("! {error}"),
-        });
-        held
+        answer.map_err(for_all)
     }
 
     fn form(&self) -> Vec<u8> {
@@ -302,6 +335,59 @@ impl Tokens {
                 .and(Err(SendError::Broken { reason })),
         }
     }
+}
+
+/// What came of asking, without the token.
+fn told(attempt: &Attempt<'_>, asked_at: Instant, held: &Result<Held, SendError>) {
+    attempt.transcript.line(|| match held {
+        Ok(held) => {
+            let secs = held.ends_at.duration_since(asked_at).as_secs();
+            format!("< (a token for {secs} s)")
+        }
+        Err(error) => format!("! {error}"),
+    });
+}
+
+/// What a token says about the application's rights.
+fn rights(host: &str, token: &Secret, role: &str) -> Probe {
+    match roles(token) {
+        None => Probe::good(host, "gives a token"),
+        Some(roles) if roles.iter().any(|r| r == role) => {
+            Probe::good(host, format!("gives a token, with the role {role}"))
+        }
+        Some(roles) => {
+            let has = match roles.is_empty() {
+                true => "no role at all".to_owned(),
+                false => roles.join(", "),
+            };
+            Probe::unknown(
+                host,
+                format!(
+                    "gives a token, but not with the role {role} (it has {has}): unless Exchange itself gives the application that right (RBAC for Applications), add the application permission {role} and have an administrator consent"
+                ),
+            )
+        }
+    }
+}
+
+/// The roles in the claims of a JWT; `None`: it is none, or it names none.
+fn roles(token: &Secret) -> Option<Vec<String>> {
+    let claims = token.expose().split('.').nth(1)?;
+    let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
+    let claims: Value = serde_json::from_slice(&claims).ok()?;
+    let Some(roles) = claims.get("roles") else {
+        // Microsoft leaves the claim out where there are none.
+        return claims.get("appid").map(|_| Vec::new());
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let plain = |role: &str| {
+        role.chars()
+            .filter(|c| is_name(*c))
+            .take(MAX_ROLE_CHARS)
+            .collect()
+    };
+    let roles = roles.as_array()?.iter().filter_map(Value::as_str);
+    Some(roles.take(MAX_ROLES).map(plain).collect())
 }
 
 fn renew(held: &mut Option<Held>, new: Held) -> Token {

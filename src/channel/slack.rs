@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use reqwest::header::AUTHORIZATION;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::header::HeaderMap;
@@ -29,6 +30,7 @@ use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
 use crate::channel::pace;
 use crate::channel::pace::Pace;
+use crate::channel::probe::Probe;
 use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
@@ -53,6 +55,9 @@ const MAX_SECTION_CHARS: usize = 3_000;
 const MAX_BLOCKS: usize = 50;
 /// All blocks together; Slack refuses somewhat more with `msg_blocks_too_long`.
 const MAX_MESSAGE_CHARS: usize = 10_000;
+/// What a bot must be allowed to do, and the header in which Slack says what it is.
+const SCOPES: [&str; 2] = ["chat:write", "users:read.email"];
+const SCOPES_HEADER: &str = "x-oauth-scopes";
 /// How long a member's id is remembered, and that there is none.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
 const UNKNOWN_FOR: Duration = Duration::from_secs(300);
@@ -87,6 +92,7 @@ pub enum Slack {
 pub struct Bot {
     lookup: Endpoint,
     post: Endpoint,
+    test: Endpoint,
     token: Secret,
     authorization: HeaderValue,
     lookups: Pace,
@@ -159,6 +165,7 @@ impl Config {
                 Some(Slack::Bot(Box::new(Bot {
                     lookup: api.method("users.lookupByEmail"),
                     post: api.method("chat.postMessage"),
+                    test: api.method("auth.test"),
                     token,
                     authorization,
                     lookups: Pace::new(LOOKUPS),
@@ -198,6 +205,17 @@ impl Carrier for Slack {
             Self::Bot(bot) => bot.send(attempt).await,
         }
     }
+
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        match self {
+            Self::Place(endpoint) => endpoint.reach_alone(attempt, found).await,
+            Self::Bot(bot) => {
+                if bot.test.reach(attempt, found).await {
+                    bot.probe(attempt, found).await;
+                }
+            }
+        }
+    }
 }
 
 impl Bot {
@@ -229,6 +247,32 @@ impl Bot {
             return Err(error);
         }
         Ok(Receipt { said })
+    }
+
+    /// Whose the token is, and whether it may do what we need.
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        let host = self.test.host();
+        let answer = match self.test.ask(attempt, self.headers(), Vec::new()).await {
+            Ok(answer) => answer,
+            Err(error) => return found.push(Probe::bad(host, error.to_string())),
+        };
+        found.extend(answer.skew(host, Timestamp::now()));
+        let said = self.test.reason(attempt.redactor, &answer);
+        if let Err(error) = judge(&answer, Whose::Person, &said) {
+            return found.push(Probe::bad(host, error.to_string()));
+        }
+        let body = answer.body.as_deref().unwrap_or_default();
+        let body: Value = serde_json::from_str(body).unwrap_or_default();
+        let name = |field: &str| attempt.redactor.clean(body[field].as_str().unwrap_or("?"));
+        found.push(Probe::good(
+            host,
+            format!(
+                "takes the token: it is that of {} in the workspace {}",
+                name("user"),
+                name("team")
+            ),
+        ));
+        found.push(scopes(&answer.headers));
     }
 
     /// The member's id, or that Slack knows nobody by this address.
@@ -291,6 +335,25 @@ impl Bot {
     fn headers(&self) -> HeaderMap {
         HeaderMap::from_iter([(AUTHORIZATION, self.authorization.clone())])
     }
+}
+
+/// Whether the token has the scopes that we need.
+fn scopes(headers: &HeaderMap) -> Probe {
+    let what = "scopes";
+    let Some(has) = headers.get(SCOPES_HEADER).and_then(|v| v.to_str().ok()) else {
+        return Probe::unknown(
+            what,
+            "the answer doesn't name those of the token, so that only a message shows whether they do: ftm-relay send-test",
+        );
+    };
+    let has: Vec<&str> = has.split(',').map(str::trim).collect();
+    let lacks: Vec<&str> = SCOPES.into_iter().filter(|s| !has.contains(s)).collect();
+    if lacks.is_empty() {
+        return Probe::good(what, format!("the token has {}", SCOPES.join(" and ")));
+    }
+    let lacks = lacks.join(" and ");
+    let hint = advice("missing_scope", Some(&lacks)).unwrap_or_default();
+    Probe::bad(what, format!("the token lacks {lacks}; {hint}"))
 }
 
 /// Whether what was found out at that time still counts.
@@ -518,6 +581,7 @@ mod tests {
         Answer {
             status: StatusCode::from_u16(status).unwrap(),
             retry_after: None,
+            headers: HeaderMap::new(),
             body: body.map(str::to_owned),
         }
     }

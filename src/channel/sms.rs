@@ -27,6 +27,7 @@ use crate::channel::http;
 use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
+use crate::channel::probe::Probe;
 use crate::message::Recipient;
 use crate::secret::Secret;
 use crate::settings::Check;
@@ -36,6 +37,10 @@ use crate::settings::SecretSource;
 const API: &str = "https://api.twilio.com";
 /// Of an answer: for the rest of it repeats the message and the number.
 const SHOWN: &[&str] = &["sid", "status", "code", "error_code", "message"];
+/// Asks for messages and finds none: Twilio began later.
+const NO_MESSAGES: [(&str, &str); 2] = [("PageSize", "1"), ("DateSent", "2000-01-01")];
+/// A restricted API key lacks a permission.
+const NOT_PERMITTED: u64 = 70051;
 /// The longest text that is taken; templates stay far below it.
 const MAX_BODY_CHARS: usize = 1_600;
 /// The bounds of `ValidityPeriod`. Twilio's pages name 14,400 and, of late, 36,000 as the most; what both allow is long enough for a queue.
@@ -69,9 +74,18 @@ pub struct Config {
     pub proxy: Option<SecretSource>,
 }
 
+/// What is asked to see whether the log-in is good.
+enum Test {
+    /// The account itself, which its own auth token may read.
+    Account(Endpoint),
+    /// The messages of a day on which there were none: a standard API key may not read the account.
+    Messages(Endpoint),
+}
+
 /// An account that sends text messages.
 pub struct Sms {
     messages: Endpoint,
+    test: Test,
     authorization: HeaderValue,
     /// The name of the parameter, and its value.
     sender: (&'static str, String),
@@ -112,11 +126,14 @@ impl Config {
         authorization.set_sensitive(true);
         let mut secrets = api.secrets_of_the_way();
         secrets.extend([password, Secret::new(login)]);
-        let path = ["2010-04-01", "Accounts", account, "Messages.json"];
+        let accounts = api.method("2010-04-01").method("Accounts");
+        let messages = accounts.method(account).method("Messages.json");
         is_id.then(|| Sms {
-            messages: path
-                .into_iter()
-                .fold(api, |endpoint, part| endpoint.method(part)),
+            test: match self.key {
+                None => Test::Account(accounts.method(&format!("{account}.json"))),
+                Some(_) => Test::Messages(messages.clone().asking(&NO_MESSAGES)),
+            },
+            messages,
             authorization,
             sender,
             secrets,
@@ -207,6 +224,61 @@ impl Carrier for Sms {
         let said = self.messages.reason(&redactor, &answer);
         judge(&answer, &said)?;
         Ok(Receipt { said })
+    }
+
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        let (Test::Account(endpoint) | Test::Messages(endpoint)) = &self.test;
+        if !endpoint.reach(attempt, found).await {
+            return;
+        }
+        let host = endpoint.host();
+        let login = HeaderMap::from_iter([(AUTHORIZATION, self.authorization.clone())]);
+        let answer = match endpoint.get(attempt, login).await {
+            Ok(answer) => answer,
+            Err(error) => return found.push(Probe::bad(host, error.to_string())),
+        };
+        found.extend(answer.skew(host, Timestamp::now()));
+        let said = endpoint.reason(attempt.redactor, &answer);
+        found.push(self.test.told(host, &answer, &said));
+    }
+}
+
+impl Test {
+    /// What the answer says about the log-in.
+    fn told(&self, host: &str, answer: &Answer, said: &str) -> Probe {
+        let fields = fields(answer).unwrap_or_default();
+        if !answer.status.is_success() {
+            return match (judge(answer, said), fields["code"].as_u64()) {
+                (_, Some(NOT_PERMITTED)) => Probe::unknown(
+                    host,
+                    format!(
+                        "{said}; this key may not read messages, so whether it may send shows only one: ftm-relay send-test"
+                    ),
+                ),
+                (Err(error), _) => Probe::bad(host, error.to_string()),
+                (Ok(()), _) => Probe::bad(host, said),
+            };
+        }
+        match (self, fields["status"].as_str()) {
+            (Self::Account(_), Some("active")) if fields["type"] == "Trial" => Probe::unknown(
+                host,
+                "takes the log-in, but the account is on trial, and writes only to numbers that were verified",
+            ),
+            (Self::Account(_), Some("active")) => {
+                Probe::good(host, "takes the log-in, and the account is active")
+            }
+            (Self::Account(_), Some(_)) => Probe::bad(
+                host,
+                format!("{said}; the account is not active; look at its balance and its state"),
+            ),
+            (Self::Messages(_), _) if fields["messages"].is_array() => {
+                Probe::good(host, "takes the log-in by API key")
+            }
+            _ => Probe::bad(
+                host,
+                format!("{said}, which is no answer of such an API; see `api`"),
+            ),
+        }
     }
 }
 
@@ -360,6 +432,7 @@ mod tests {
         let answer = Answer {
             status: StatusCode::from_u16(status).unwrap(),
             retry_after: None,
+            headers: HeaderMap::new(),
             body: body.map(str::to_owned),
         };
         let judged = format!("{:?}", judge(&answer, ""));

@@ -21,6 +21,7 @@ use crate::channel::http::Answer;
 use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
 use crate::channel::pace;
+use crate::channel::probe::Probe;
 use crate::limits::Rate;
 use crate::message::Notification;
 use crate::message::Recipient;
@@ -114,6 +115,10 @@ impl Carrier for Teams {
         judge(&answer, &reason)?;
         // The flow runs after the answer, so this says no more than that it was taken.
         Ok(Receipt { said: reason })
+    }
+
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        self.endpoint.reach_alone(attempt, found).await;
     }
 }
 
@@ -335,6 +340,7 @@ mod tests {
             let answer = Answer {
                 status: StatusCode::from_u16(status).unwrap(),
                 retry_after: None,
+                headers: HeaderMap::new(),
                 body: Some(body.clone()),
             };
             let got = format!("{:?}", judge(&answer, ""));
@@ -344,6 +350,7 @@ mod tests {
             let answer = Answer {
                 status: StatusCode::from_u16(status).unwrap(),
                 retry_after: None,
+                headers: HeaderMap::new(),
                 body: None,
             };
             assert!(

@@ -22,6 +22,7 @@ use crate::channel::SendError;
 use crate::channel::http;
 use crate::channel::http::Endpoint;
 use crate::channel::http::Way;
+use crate::channel::probe::Probe;
 use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
@@ -205,6 +206,10 @@ impl Carrier for Webhook {
         let reason = self.endpoint.reason(attempt.redactor, &answer);
         http::classify(answer.status, answer.retry_after, &reason)?;
         Ok(Receipt { said: reason })
+    }
+
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        self.endpoint.reach_alone(attempt, found).await;
     }
 }
 

@@ -20,6 +20,7 @@ use crate::activation::Device;
 use crate::activation::Stage;
 use crate::config::Config;
 use crate::directory::Lookup;
+use crate::directory::LookupError;
 use crate::dispatch::inquiry::Inquiry;
 use crate::frame::Frame;
 use crate::frame::Peer;
@@ -59,29 +60,32 @@ pub struct Args {
 
 /// What would happen to one line.
 #[derive(Debug, Serialize)]
-struct Explanation {
+pub(super) struct Explanation {
     line: u64,
-    verdict: &'static str,
-    reason: String,
+    pub verdict: &'static str,
+    pub reason: String,
     format: Option<&'static str>,
     logid: Option<u32>,
-    stage: Option<Stage>,
-    device: Option<Device>,
-    user: Option<String>,
-    code: Option<String>,
+    pub stage: Option<Stage>,
+    pub device: Option<Device>,
+    pub user: Option<String>,
+    pub code: Option<String>,
     code_found: Option<bool>,
     token: Option<String>,
-    recipient: Option<Found>,
-    channels: Option<Vec<String>>,
+    pub recipient: Option<Found>,
+    pub channels: Option<Vec<String>>,
     /// What was noticed on the way: checks that were skipped, clocks, what each directory said.
     notes: Vec<String>,
     /// What was believed, and why.
     trace: Vec<Finding>,
+    /// Why a directory could not be asked, so that nobody knows who the person is.
+    #[serde(skip)]
+    pub unasked: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Found {
-    email: String,
+pub(super) struct Found {
+    pub email: String,
     source: String,
 }
 
@@ -111,24 +115,28 @@ impl Args {
             anyhow::bail!("{} is a directory", self.file.display());
         }
         let mut input = BufReader::new(input);
+        let shown = Explain {
+            reveal: self.reveal,
+            offline: false,
+        };
         block_on(async {
             for line in 1.. {
                 let Some(bytes) = read_line(&mut input)? else {
                     break;
                 };
-                let explanation = self.explain(&config, line, bytes).await;
+                let explanation = shown.explain(&config, line, &self.frame(bytes)).await;
                 if self.json {
                     say(serde_json::to_string(&explanation)?)?;
                 } else {
-                    say(explanation.in_words(|email| self.shown(email)).trim_end())?;
+                    say(explanation.in_words(|email| shown.shown(email)).trim_end())?;
                 }
             }
             Ok(ExitCode::SUCCESS)
         })
     }
 
-    async fn explain(&self, config: &Config, line: u64, bytes: Vec<u8>) -> Explanation {
-        let frame = Frame {
+    fn frame(&self, bytes: Vec<u8>) -> Frame {
+        Frame {
             bytes,
             peer: Peer {
                 certificate_names: self.certificate.as_slice().into(),
@@ -136,8 +144,22 @@ impl Args {
             },
             listener: self.listener.as_deref().map(Arc::from),
             received_at: Timestamp::now(),
-        };
-        let reading = config.pipeline.process(&frame);
+        }
+    }
+}
+
+/// How lines are explained.
+pub(super) struct Explain {
+    /// With codes and addresses in full.
+    pub reveal: bool,
+    /// Nobody else can be asked, so what a device must confirm counts as confirmed.
+    pub offline: bool,
+}
+
+impl Explain {
+    /// Says what would happen to a frame.
+    pub async fn explain(&self, config: &Config, line: u64, frame: &Frame) -> Explanation {
+        let reading = config.pipeline.process(frame);
         let mut explanation = Explanation {
             line,
             verdict: "ignore",
@@ -154,6 +176,7 @@ impl Args {
             channels: None,
             notes: reading.notes,
             trace: Vec::new(),
+            unasked: None,
         };
         match reading.verdict {
             Verdict::Ignored(reason) => explanation.reason = reason,
@@ -186,7 +209,7 @@ impl Args {
             return;
         }
         explanation.code_found = Some(activation.code.is_some());
-        let survey = config.dispatch.survey(activation, false).await;
+        let survey = config.dispatch.survey(activation, self.offline).await;
         explanation.trace.extend(survey.trace);
         let logged = activation;
         let activation = &survey.activation;
@@ -250,7 +273,12 @@ impl Args {
                     explanation.notes.extend(trace);
                     (None, reason)
                 }
-                Err(e) => (None, e.to_string()),
+                Err(e) => {
+                    if matches!(e, LookupError::Unavailable(_)) {
+                        explanation.unasked = Some(e.to_string());
+                    }
+                    (None, e.to_string())
+                }
             },
         };
         let usable: Vec<_> = route

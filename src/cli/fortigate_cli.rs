@@ -18,6 +18,9 @@ const SYSTEM_EVENT: &str = "0100";
 /// Ids of which that is known.
 const SYSTEM_EVENTS: [RangeInclusive<u32>; 2] = [32_001..=32_199, 38_400..=38_420];
 
+/// Leaves a SIEM's own slot as it is.
+const DEFAULT_SLOT: u8 = 2;
+
 /// What the stitch and its parts are called on the FortiGate.
 const STITCH: &str = "ftm-relay";
 
@@ -48,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS")]
     server: Option<String>,
     /// Which of the four syslog slots to use; 2 leaves a SIEM's own as it is
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4), default_value_t = 2)]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4), default_value_t = DEFAULT_SLOT)]
     slot: u8,
     /// For this VDOM alone
     #[arg(long, value_name = "NAME")]
@@ -58,8 +61,9 @@ pub struct Args {
     json: bool,
 }
 
+/// A version of FortiOS whose commands are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-enum Version {
+pub(super) enum Version {
     #[value(name = "6.4")]
     V6_4,
     #[value(name = "7.0")]
@@ -73,7 +77,7 @@ enum Version {
 }
 
 impl Version {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::V6_4 => "6.4",
             Self::V7_0 => "7.0",
@@ -95,6 +99,18 @@ enum Since {
 }
 
 impl Args {
+    /// For every listener, in the usual slot.
+    pub fn new(config: ConfigArg, fortios: Version, server: String) -> Self {
+        Self {
+            config,
+            fortios,
+            server: Some(server),
+            slot: DEFAULT_SLOT,
+            vdom: None,
+            json: false,
+        }
+    }
+
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = match self.config.load() {
             Ok(config) => config,

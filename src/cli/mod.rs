@@ -1,9 +1,12 @@
 //! The command line: one file for each sub-command.
 
 mod check;
+mod doctor;
 mod explain;
 mod fortigate_cli;
+mod init;
 mod keygen;
+mod live;
 mod queue;
 mod replay;
 mod resend;
@@ -13,9 +16,11 @@ mod simulate;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
@@ -25,6 +30,9 @@ use crate::config::Config;
 
 /// Wrong configuration (`EX_CONFIG`): the unit doesn't restart.
 const EX_CONFIG: u8 = 78;
+
+/// Wrong usage, as clap has it.
+const EX_USAGE: u8 = 2;
 
 /// Brings FortiToken Mobile activation codes from a FortiGate's syslog to their people.
 #[derive(Debug, Parser)]
@@ -36,8 +44,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Args),
     Run(run::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Explain(explain::Args),
     Replay(replay::Args),
     Resend(resend::Args),
@@ -52,7 +62,11 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page
-    Man,
+    Man {
+        /// Write the pages of all commands into this directory instead
+        #[arg(long, value_name = "DIRECTORY")]
+        to: Option<PathBuf>,
+    },
 }
 
 /// Which configuration to read.
@@ -92,8 +106,10 @@ pub fn main() -> ExitCode {
         eprintln!("ftm-relay: core dumps can't be switched off: {e}");
     }
     let done = match Cli::parse().command {
+        Command::Init(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Check(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Explain(args) => args.run(),
         Command::Replay(args) => args.run(),
         Command::Resend(args) => args.run(),
@@ -110,10 +126,7 @@ pub fn main() -> ExitCode {
                 .map(|()| ExitCode::SUCCESS)
                 .map_err(|e| Unprinted(e).into())
         }
-        Command::Man => clap_mangen::Man::new(Cli::command())
-            .render(&mut std::io::stdout())
-            .map(|()| ExitCode::SUCCESS)
-            .map_err(|e| Unprinted(e).into()),
+        Command::Man { to } => man(to.as_deref()),
     };
     done.unwrap_or_else(|e| {
         if e.downcast_ref().is_some_and(Unprinted::has_no_reader) {
@@ -122,6 +135,20 @@ pub fn main() -> ExitCode {
         eprintln!("ftm-relay: {e:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The page of the whole program, which names those of the commands; with a directory all of them, as files.
+fn man(to: Option<&Path>) -> anyhow::Result<ExitCode> {
+    // Nobody needs a page about `help`.
+    let program = Cli::command().disable_help_subcommand(true);
+    match to {
+        Some(dir) => clap_mangen::generate_to(program, dir)
+            .with_context(|| format!("the pages can't be written to {}", dir.display()))?,
+        None => clap_mangen::Man::new(program)
+            .render(&mut std::io::stdout())
+            .map_err(Unprinted)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Standard output takes no more. A type of its own, since a connection that breaks is an error of the same kind.

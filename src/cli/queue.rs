@@ -145,7 +145,9 @@ async fn directly(state_dir: &Path, request: Request) -> anyhow::Result<Answer> 
             Answer::State(outbox.command(&id, command, Timestamp::now()).await?.state)
         }
         Request::Stats => Answer::Stats(outbox.depth(Timestamp::now()).await?.into()),
-        Request::Replay(_) | Request::Resend { .. } => bail!("only a running relay can do this"),
+        Request::Replay(_) | Request::Resend { .. } | Request::Status => {
+            bail!("only a running relay can do this")
+        }
     })
 }
 
@@ -176,6 +178,7 @@ fn print(answer: Answer, json: bool) -> anyhow::Result<ExitCode> {
         }
         Answer::Replayed(done) => say(serde_json::to_string(&done)?)?,
         Answer::Resent(resent) => say(serde_json::to_string(&resent)?)?,
+        Answer::Status(status) => say(serde_json::to_string(&status)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,6 +18,7 @@ use super::block_on;
 use crate::config;
 use crate::logging;
 use crate::relay::Relay;
+use crate::systemd::Inherited;
 
 /// Run the service
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        // Before anything else opens a descriptor.
+        let inherited = Inherited::from_env();
         let loaded = config::load(&self.config.config, config::Use::Service);
         let Some(config) = loaded.config else {
             eprint!("{}", loaded.report);
@@ -42,7 +45,7 @@ impl Args {
         }
         raise_descriptor_limit();
         block_on(async {
-            let relay = Relay::bind(config, self.config.config).await?;
+            let relay = Relay::bind(config, self.config.config, inherited).await?;
             let shutdown = CancellationToken::new();
             let (reload, reloads) = mpsc::channel(1);
             let mut terminate = signal(SignalKind::terminate())?;

@@ -64,6 +64,10 @@ impl Directory for Devices {
         "fortigate"
     }
 
+    fn asks_outside(&self) -> bool {
+        true
+    }
+
     async fn find(&self, who: &Activation) -> Result<Answer, LookupError> {
         let Some(device) = self.fleet.device(&who.device) else {
             return Ok(Answer::Unknown(format!(

@@ -43,6 +43,28 @@ pub trait Directory: Send + Sync {
     async fn probe(&self) -> Vec<Probe> {
         Vec::new()
     }
+
+    /// Whether it asks somebody else, so that it can't be asked offline.
+    fn asks_outside(&self) -> bool {
+        false
+    }
+}
+
+/// Stands in for a directory that isn't to be asked.
+struct NotAsked(String);
+
+#[async_trait]
+impl Directory for NotAsked {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    async fn find(&self, _: &Activation) -> Result<Answer, LookupError> {
+        Err(LookupError::Unavailable(format!(
+            "{} is not asked offline",
+            self.0
+        )))
+    }
 }
 
 /// What became of trying one server of a directory.
@@ -246,6 +268,15 @@ impl Directories {
             probes.extend(entry.directory.probe().await);
         }
         probes
+    }
+
+    /// From now on nobody else is asked: a look-up that would need to is [`LookupError::Unavailable`].
+    pub fn go_offline(&mut self) {
+        for entry in &mut self.entries {
+            if entry.directory.asks_outside() {
+                entry.directory = Box::new(NotAsked(entry.directory.name().to_owned()));
+            }
+        }
     }
 
     /// The name of a user as look-ups, identity and limits know it.

@@ -41,6 +41,7 @@ use crate::outbox::CaseState;
 use crate::outbox::Outbox;
 use crate::outbox::OutboxError;
 use crate::outbox::Step;
+use crate::pulse::Pulse;
 use crate::recipients::Mismatch;
 use crate::routing::Routes;
 use crate::template::Templates;
@@ -84,6 +85,7 @@ pub struct Settings {
 pub struct Dispatcher {
     outbox: Arc<dyn Outbox>,
     metrics: Metrics,
+    pulse: Arc<Pulse>,
     board: Mutex<BTreeMap<String, Arc<Health>>>,
 }
 
@@ -99,10 +101,11 @@ pub fn jitter() -> f64 {
 
 impl Dispatcher {
     /// A dispatcher that does nothing yet.
-    pub fn new(outbox: Arc<dyn Outbox>, metrics: Metrics) -> Arc<Self> {
+    pub fn new(outbox: Arc<dyn Outbox>, metrics: Metrics, pulse: Arc<Pulse>) -> Arc<Self> {
         Arc::new(Self {
             outbox,
             metrics,
+            pulse,
             board: Mutex::default(),
         })
     }
@@ -219,6 +222,8 @@ impl Dispatcher {
         let mut changed = self.outbox.cases_changed();
         let mut steps = JoinSet::new();
         while !shutdown.is_cancelled() {
+            // Each turn has been through the outbox, so that a database which never answers is noticed, too.
+            self.pulse.beat("dispatch");
             while steps.try_join_next().is_some() {}
             changed.mark_unchanged();
             let now = Timestamp::now();

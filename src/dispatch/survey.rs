@@ -1,6 +1,7 @@
 //! What the device and the directories say about an event right now. Asking changes nothing, so `explain` asks, too.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -13,6 +14,7 @@ use crate::dispatch::Settings;
 use crate::dispatch::inquiry;
 use crate::dispatch::inquiry::Inquiry;
 use crate::dispatch::inquiry::Terms;
+use crate::fortios::Fleet;
 use crate::outbox::By;
 use crate::outbox::Evidence;
 use crate::outbox::Finding;
@@ -40,6 +42,12 @@ impl Survey {
 }
 
 impl Settings {
+    /// From now on nobody else is asked, no directory and no device.
+    pub fn go_offline(&mut self) {
+        self.directories.go_offline();
+        self.fleet = Arc::new(Fleet::default());
+    }
+
     /// Asks the device, where its word is needed or known better than the log's, and then the directories.
     pub async fn survey(&self, activation: &Activation, released: bool) -> Survey {
         let inquiry = match Timestamp::now() < activation.expires_at {

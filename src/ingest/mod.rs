@@ -15,6 +15,7 @@ use serde::Deserializer;
 use serde::de;
 use socket2::Domain;
 use socket2::Protocol;
+use socket2::SockRef;
 use socket2::Socket;
 use socket2::Type;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::glob::Glob;
 use crate::metrics::ListenerMetrics;
 use crate::settings::Check;
 use crate::settings::Period;
+use crate::systemd::Inherited;
 
 pub mod framing;
 
@@ -67,7 +69,7 @@ const MOST_MAX_FRAME_BYTES: usize = MAX_WAITING_BYTES / 2;
 const LONGEST_LOG_BYTES: usize = 22 * 1024;
 
 /// What a socket is asked to hold while the relay looks elsewhere: 10,000 traffic logs and their overhead.
-const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+pub const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// So many connections may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const ACCEPT_BACKLOG: i32 = 1024;
@@ -371,6 +373,30 @@ enum BoundSocket {
     Tcp(std::net::TcpListener),
 }
 
+/// A listener's socket, if the service manager has bound it already.
+pub fn adopt(config: &Config, inherited: &mut Inherited) -> io::Result<Option<Bound>> {
+    let address = config.address();
+    let socket = if config.is_datagram() {
+        let Some(socket) = inherited.datagram(address) else {
+            return Ok(None);
+        };
+        enlarge(&SockRef::from(&socket), config)?;
+        socket.set_nonblocking(true)?;
+        BoundSocket::Udp(socket)
+    } else {
+        let Some(socket) = inherited.stream(address) else {
+            return Ok(None);
+        };
+        socket.set_nonblocking(true)?;
+        BoundSocket::Tcp(socket)
+    };
+    info!(
+        listener = &*config.name(),
+        "The service manager has bound {address}"
+    );
+    Ok(Some(Bound { socket }))
+}
+
 /// Binds a listener's socket. `[::]` takes IPv4 and IPv6.
 pub fn bind(config: &Config) -> io::Result<Bound> {
     let address = config.address();
@@ -400,7 +426,10 @@ pub fn bind(config: &Config) -> io::Result<Bound> {
 
 /// Asks for a large receive buffer and says what was granted.
 fn enlarge(socket: &Socket, config: &Config) -> io::Result<()> {
-    // Above net.core.rmem_max if we may (CAP_NET_ADMIN), else up to it.
+    // Above net.core.rmem_max if we may (CAP_NET_ADMIN), else up to it; never below what `ReceiveBuffer=` of a socket unit gave.
+    if socket.recv_buffer_size()? / 2 >= RECEIVE_BUFFER_BYTES {
+        return Ok(());
+    }
     if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER_BYTES)
         .is_err()
     {

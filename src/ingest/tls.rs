@@ -144,7 +144,8 @@ pub(super) fn server(
 
 fn chain(cert: &Spanned<PathBuf>, check: &mut Check) -> Option<Vec<CertificateDer<'static>>> {
     let path = check.path(cert.get_ref());
-    let (chain, warnings) = match read_chain(&path) {
+    let (chain, warnings) = match read_chain(&path, "a FortiGate that looks at it will not connect")
+    {
         Ok(read) => read,
         Err(why) => {
             check.problem(cert.span(), format!("{} {why}", path.display()));
@@ -158,8 +159,11 @@ fn chain(cert: &Spanned<PathBuf>, check: &mut Check) -> Option<Vec<CertificateDe
     Some(chain)
 }
 
-/// The certificates in a file, and what is to be said of their dates.
-fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<String>), String> {
+/// The certificates in a file, and what is to be said of their dates; `then` is what follows once one has expired.
+fn read_chain(
+    path: &Path,
+    then: &str,
+) -> Result<(Vec<CertificateDer<'static>>, Vec<String>), String> {
     let pem = std::fs::read(path).map_err(|e| format!("can't be read: {e}"))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.map_err(|e| format!("holds a certificate that can't be read: {e}"))?;
@@ -173,7 +177,7 @@ fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<String>)
     for certificate in &chain {
         let (_, certificate) = X509Certificate::from_der(certificate)
             .map_err(|e| format!("holds a certificate that can't be read: {e}"))?;
-        if let Some(when) = when_it_ends(&certificate, Timestamp::now()) {
+        if let Some(when) = when_it_ends(&certificate, then, Timestamp::now()) {
             warnings.push(format!(
                 "the certificate of {} {when}",
                 subject(&certificate)
@@ -184,7 +188,7 @@ fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<String>)
 }
 
 /// What is to be said about a certificate's dates, if anything is.
-fn when_it_ends(certificate: &X509Certificate<'_>, now: Timestamp) -> Option<String> {
+fn when_it_ends(certificate: &X509Certificate<'_>, then: &str, now: Timestamp) -> Option<String> {
     let validity = certificate.validity();
     let day = |seconds| {
         Timestamp::from_second(seconds).map_or_else(
@@ -198,10 +202,7 @@ fn when_it_ends(certificate: &X509Certificate<'_>, now: Timestamp) -> Option<Str
     );
     let left = end.saturating_sub(now.as_second());
     if left < 0 {
-        Some(format!(
-            "expired on {}; a FortiGate that looks at it will not connect",
-            day(end)
-        ))
+        Some(format!("expired on {}; {then}", day(end)))
     } else if begin > now.as_second() {
         Some(format!(
             "is not valid before {} (is this machine's clock right?)",
@@ -260,6 +261,12 @@ fn verifier(
     check: &mut Check,
 ) -> Option<Arc<dyn ClientCertVerifier>> {
     let roots = Arc::new(roots_of_file(file, check)?);
+    let path = check.path(file.get_ref());
+    let then = "FortiGates with certificates that it signed are refused";
+    let warnings = read_chain(&path, then).map_or_else(|_| Vec::new(), |(_, warnings)| warnings);
+    for warning in warnings {
+        check.warning(file.span(), format!("in {} {warning}", path.display()));
+    }
     WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
         .build()
         .map_err(|e| {
@@ -517,7 +524,9 @@ mod tests {
             params.not_after = rcgen::date_time_ymd(2021, 1, 31);
         });
         let (_, certificate) = X509Certificate::from_der(&der).unwrap();
-        let said = |day: &str| when_it_ends(&certificate, day.parse().unwrap()).unwrap_or_default();
+        let said = |day: &str| {
+            when_it_ends(&certificate, "then", day.parse().unwrap()).unwrap_or_default()
+        };
         assert_eq!(said("2020-12-31T00:00:00Z"), "");
         assert!(said("2021-01-02T00:00:00Z").contains("2021-01-31, in 29 days"));
         assert!(said("2021-01-31T00:00:01Z").contains("expired on 2021-01-31"));

@@ -30,6 +30,11 @@ const DATAGRAM_BYTES: usize = 65_536;
 /// So many datagrams are taken before anything else gets a turn.
 const DATAGRAMS_PER_TURN: usize = 256;
 
+/// A turn that took so many leaves the socket alone for a while, so that the next one finds as many again: waking up costs more
+/// than a datagram. The receive buffer holds many times what comes in that while.
+const BUSY_DATAGRAMS: usize = 16;
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
 /// How often the kernel is asked what it dropped.
 const DROPS_PERIOD: Duration = Duration::from_secs(1);
 
@@ -75,6 +80,7 @@ pub(super) async fn serve(
             ready = socket.readable() => {
                 ready?;
                 match receiver.take(|buffer| socket.try_recv_from(buffer)) {
+                    Ok(BUSY_DATAGRAMS..DATAGRAMS_PER_TURN) => sleep(BUSY_PAUSE).await,
                     Ok(_) => {}
                     Err(Trouble::Closed) => bail!("nobody takes the frames of this listener"),
                     Err(Trouble::Io(error)) => {

@@ -26,9 +26,11 @@ use crate::message::Recipient;
 
 pub use open::Backend;
 pub use open::Config;
+pub use open::Examined;
 pub use open::OpenError;
 pub use open::Opened;
 pub use open::Settings;
+pub use open::examine;
 pub use open::keygen;
 pub use open::open;
 pub use open::open_without_key;

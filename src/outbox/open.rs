@@ -113,6 +113,15 @@ impl Config {
 }
 
 impl Settings {
+    /// Whether the key is at hand here; `false`: there is none yet, and the service makes one.
+    pub fn has_key(&self, state_dir: &Path) -> Result<bool, OpenError> {
+        match self.key.find(state_dir, true) {
+            Ok(_) => Ok(true),
+            Err(OpenError::KeyGone(_)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Whether both name the same outbox under the same key; the retention may differ.
     pub fn same_store(&self, other: &Self) -> bool {
         self.backend == other.backend && self.key == other.key
@@ -238,6 +247,20 @@ pub fn open(settings: &Settings, state_dir: &Path) -> Result<Opened, OpenError> 
 /// nothing, and can't take in, lease or send.
 pub fn open_without_key(state_dir: &Path) -> Result<Arc<dyn Outbox>, OpenError> {
     Ok(Arc::new(Sqlite::open_without_key(state_dir)?))
+}
+
+/// What a look at the database's file found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Examined {
+    /// No damage.
+    Sound,
+    /// It has so many bytes that it was not read through.
+    TooLarge(u64),
+}
+
+/// Looks for damage, beside a relay that runs or not, without changing anything. It blocks.
+pub fn examine(state_dir: &Path) -> Result<Examined, OpenError> {
+    Sqlite::examine(state_dir)
 }
 
 fn make_dir(dir: &Path) -> Result<(), OpenError> {

@@ -118,6 +118,33 @@ impl View {
             .unwrap_or_else(PoisonError::into_inner) = listeners;
     }
 
+    /// All metrics as Prometheus reads them, in the newer format.
+    pub async fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let now = Timestamp::now();
+        match self.outbox.depth(now).await {
+            Ok(depth) => {
+                self.metrics.outbox_items.clear();
+                for (state, count) in depth.items {
+                    let label = metrics::StateLabel {
+                        state: word(&state),
+                    };
+                    self.metrics
+                        .outbox_items
+                        .get_or_create(&label)
+                        .set(i64::try_from(count).unwrap_or(i64::MAX));
+                }
+                let age = depth
+                    .oldest
+                    .map_or(0.0, |t| now.duration_since(t).as_secs_f64().max(0.0));
+                self.metrics.outbox_oldest.set(age);
+            }
+            Err(e) => warn!("The outbox can't be counted: {e}"),
+        }
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
     fn listeners(&self) -> Vec<Arc<ingest::Config>> {
         self.listeners
             .lock()
@@ -229,30 +256,10 @@ async fn readyz(State(view): State<Arc<View>>) -> Response {
 }
 
 async fn show_metrics(State(view): State<Arc<View>>, request: Request) -> Response {
-    let now = Timestamp::now();
-    match view.outbox.depth(now).await {
-        Ok(depth) => {
-            view.metrics.outbox_items.clear();
-            for (state, count) in depth.items {
-                let label = metrics::StateLabel {
-                    state: word(&state),
-                };
-                view.metrics
-                    .outbox_items
-                    .get_or_create(&label)
-                    .set(i64::try_from(count).unwrap_or(i64::MAX));
-            }
-            let age = depth
-                .oldest
-                .map_or(0.0, |t| now.duration_since(t).as_secs_f64().max(0.0));
-            view.metrics.outbox_oldest.set(age);
-        }
-        Err(e) => warn!("The outbox can't be counted: {e}"),
-    }
-    let mut text = String::new();
-    if let Err(e) = text::encode(&mut text, &view.registry) {
-        return (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response();
-    }
+    let mut text = match view.metrics().await {
+        Ok(text) => text,
+        Err(e) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
+    };
     let accepts = request
         .headers()
         .get(header::ACCEPT)

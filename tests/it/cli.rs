@@ -452,6 +452,12 @@ fn keys_completions_and_manual_are_printed() {
     assert_eq!(relay.cli(&["check"]).status.code(), Some(0));
     assert!(out(&run(&["completions", "bash"])).contains("send-test"));
     assert!(out(&run(&["man"])).contains(".TH ftm-relay"));
+    let pages = tempfile::tempdir().unwrap();
+    out(&run(&["man", "--to", pages.path().to_str().unwrap()]));
+    for page in ["ftm-relay.1", "ftm-relay-run.1", "ftm-relay-queue-list.1"] {
+        let page = std::fs::read_to_string(pages.path().join(page)).unwrap();
+        assert!(page.contains(".SH SYNOPSIS\n\\fBftm\\-relay"), "{page}");
+    }
 }
 
 #[test]

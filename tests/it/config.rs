@@ -125,6 +125,34 @@ fn every_key_that_the_reference_shows_as_off_is_known() {
     }
 }
 
+/// systemd.exec(5): of a directory, `LoadCredential=ID:DIRECTORY` makes `ID_FILE`.
+#[test]
+fn a_credential_is_found_alone_and_as_one_of_a_directory_in_this_order() {
+    let mut relay = Relay::prepare(&format!(
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = \"https://hook.example.com/\"\nsecret = {{ credential = \"hook\" }}\n[[route]]\nto = [\"hook\"]\n"
+    ));
+    let credentials = relay.dir.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    relay.env("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    let (alone, of_a_directory) = (credentials.join("hook"), credentials.join("ftm-relay_hook"));
+    let says = |what: &str| {
+        let output = relay.cli(&["check"]);
+        let said = text(&output.stdout);
+        assert!(said.contains(what), "{what}: {said}");
+        output.status.code()
+    };
+
+    assert_eq!(says("/hook can't be read: No such file"), Some(78));
+    let good = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n";
+    std::fs::write(&of_a_directory, good).unwrap();
+    assert_eq!(says("good"), Some(0));
+    std::fs::write(&alone, "").unwrap();
+    assert_eq!(says("/hook is empty"), Some(78));
+    std::fs::write(&of_a_directory, "").unwrap();
+    std::fs::write(&alone, good).unwrap();
+    assert_eq!(says("good"), Some(0));
+}
+
 #[test]
 fn what_cannot_be_read_is_a_wrong_configuration() {
     let dir = tempfile::tempdir().unwrap();
@@ -219,4 +247,34 @@ fn no_error_repeats_a_secret() {
             "{keys}: {said}"
         );
     }
+}
+
+/// Where the unit's credentials lie beside the configuration, whoever may read them checks them too.
+#[test]
+fn credentials_beside_the_configuration_are_read_by_a_check_and_not_by_the_service() {
+    let relay = Relay::prepare(&format!(
+        "{BASE}[channel.hook]\ntype = \"webhook\"\nurl = {{ credential = \"hook\" }}\n[[route]]\nto = [\"hook\"]\n"
+    ));
+    let credentials = relay.dir.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    let missing = relay.cli(&["check"]);
+    assert_eq!(missing.status.code(), Some(78));
+    let path = credentials.canonicalize().unwrap().join("hook");
+    let expected = format!("problem: {} can't be read", path.display());
+    assert!(
+        text(&missing.stdout).contains(&expected),
+        "{}",
+        text(&missing.stdout)
+    );
+    std::fs::write(path, "https://hook.example.com/\n").unwrap();
+    let found = relay.cli(&["check"]);
+    assert_eq!(found.status.code(), Some(0));
+    assert!(
+        !text(&found.stdout).contains("credential"),
+        "{}",
+        text(&found.stdout)
+    );
+    let run = relay.cli(&["run"]);
+    assert_eq!(run.status.code(), Some(78));
+    assert!(text(&run.stderr).contains("$CREDENTIALS_DIRECTORY is not set"));
 }

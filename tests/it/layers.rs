@@ -26,6 +26,7 @@ const TABLE: &[(&str, May)] = &[
     ("limits", Import(&[])),
     ("logging", Import(&[])),
     ("metrics", Import(&[])),
+    ("pulse", Import(&[])),
     ("secret", Import(&[])),
     ("syslog", Import(&[])),
     ("systemd", Import(&[])),
@@ -35,10 +36,13 @@ const TABLE: &[(&str, May)] = &[
     ("recipients", Import(&["domain", "settings"])),
     ("activation", Import(&["secret"])),
     ("message", Import(&["secret"])),
+    ("example", Import(&["activation", "secret", "settings"])),
     // From bytes to an activation.
     (
         "ingest",
-        Import(&["frame", "glob", "metrics", "secret", "settings", "tls"]),
+        Import(&[
+            "frame", "glob", "metrics", "secret", "settings", "systemd", "tls",
+        ]),
     ),
     (
         "devices",
@@ -114,6 +118,7 @@ const TABLE: &[(&str, May)] = &[
             "message",
             "metrics",
             "outbox",
+            "pulse",
             "recipients",
             "routing",
             "secret",
@@ -160,6 +165,7 @@ const PURE: &[&str] = &[
     "backoff",
     "devices",
     "domain",
+    "example",
     "frame",
     "glob",
     "limits",

@@ -32,7 +32,7 @@ fn mail(keys: &str) -> String {
 }
 
 /// What a scanner reads in a picture.
-fn scan(png: &[u8]) -> String {
+pub fn scan(png: &[u8]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qr.png");
     std::fs::write(&path, png).unwrap();

@@ -35,7 +35,12 @@ fn relayed(users: &[&str]) -> Relay {
 #[test]
 fn the_contracts_metrics_are_all_there_after_one_activation() {
     let relay = relayed(&["alice"]);
-    let text = relay.get("/metrics").1;
+    // The case is looked at once more after its delivery has settled.
+    let text = until("the end to be counted", || {
+        let text = relay.get("/metrics").1;
+        text.contains("activations_ended_total{outcome=\"accepted\"} 1")
+            .then_some(text)
+    });
     for sample in [
         "frames_total{listener=\"udp\"} 1",
         "frames_rejected_total{listener=\"udp\",reason=\"peer\"} 0",

@@ -4,6 +4,7 @@ pub mod class;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,12 +12,15 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::Client;
+use reqwest::Method;
 use reqwest::StatusCode;
 use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
+use reqwest::header::DATE;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
 use reqwest::header::RETRY_AFTER;
+use rustls::ClientConfig;
 use serde_json::Value;
 use toml::Spanned;
 
@@ -25,6 +29,8 @@ use crate::channel::SendError;
 use crate::channel::http::class::Fault;
 use crate::channel::http::class::of_fault;
 use crate::channel::http::class::of_status;
+use crate::channel::probe::Probe;
+use crate::channel::reach;
 use crate::secret::Redactor;
 use crate::secret::Secret;
 use crate::settings::Check;
@@ -39,6 +45,9 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Shorter than any server keeps an idle connection, so that none closes just as a request goes out and leaves its outcome unknown.
 const IDLE_CONNECTION: Duration = Duration::from_secs(3);
 
+/// A clock that is further from a peer's than this is wrong: codes would seem expired, or certificates not valid.
+const MAX_SKEW: Duration = Duration::from_secs(120);
+
 /// By which way an endpoint is reached: the keys that every channel has that speaks HTTP, and its time.
 #[derive(Clone, Copy)]
 pub struct Way<'a> {
@@ -51,8 +60,10 @@ pub struct Way<'a> {
 }
 
 /// A URL that is posted to. Only its host is ever shown.
+#[derive(Clone)]
 pub struct Endpoint {
     client: Client,
+    tls: Arc<ClientConfig>,
     url: Url,
     host: String,
     /// What a transcript names.
@@ -67,6 +78,7 @@ pub struct Endpoint {
 #[derive(Clone)]
 struct Proxy {
     host: String,
+    port: u16,
     secrets: Vec<Secret>,
 }
 
@@ -76,8 +88,30 @@ pub struct Answer {
     pub status: StatusCode,
     /// When to come again, if it said so.
     pub retry_after: Option<Duration>,
+    /// The headers, which are not cleaned.
+    pub headers: HeaderMap,
     /// The first part of the body, as it came; `None` if it broke off.
     pub body: Option<String>,
+}
+
+impl Answer {
+    /// How this machine's clock differs from the server's, if it does so much that codes would be judged wrongly.
+    pub fn skew(&self, host: &str, now: Timestamp) -> Option<Probe> {
+        let date = self.headers.get(DATE)?.to_str().ok()?;
+        let theirs = DateTimeParser::new().parse_timestamp(date).ok()?;
+        let ahead = now.duration_since(theirs);
+        let minutes = ahead.unsigned_abs().as_secs() / 60;
+        let which = match ahead.is_negative() {
+            true => "behind",
+            false => "ahead of",
+        };
+        (ahead.unsigned_abs() > MAX_SKEW).then(|| {
+            Probe::bad(
+                "clock",
+                format!("this machine is {minutes} min {which} {host}; set up NTP (timedatectl says whether it runs), or codes are taken for expired and certificates for invalid"),
+            )
+        })
+    }
 }
 
 /// A URL of the configuration. It is a secret only when it carries one, and only then must it not stand in the file.
@@ -125,7 +159,15 @@ fn proxy(source: &SecretSource, check: &mut Check) -> Option<(reqwest::Proxy, Pr
             Secret::new(STANDARD.encode(login)),
         ]);
     }
-    Some((way, Proxy { host, secrets }))
+    let port = url.port_or_known_default().unwrap_or_default();
+    Some((
+        way,
+        Proxy {
+            host,
+            port,
+            secrets,
+        },
+    ))
 }
 
 /// The text behind `%40` and the like, which is how a form is read too, but for its `+`.
@@ -187,6 +229,7 @@ impl Endpoint {
         match client.build() {
             Ok(client) => Some(Self {
                 client,
+                tls,
                 shown: format!("{}://{host}", url.scheme()),
                 url,
                 host,
@@ -214,6 +257,7 @@ impl Endpoint {
         }
         Self {
             client: self.client.clone(),
+            tls: Arc::clone(&self.tls),
             shown: format!("{}://{}{}", url.scheme(), self.host, url.path()),
             url,
             host: self.host.clone(),
@@ -221,6 +265,13 @@ impl Endpoint {
             proxy: self.proxy.clone(),
             timeout: self.timeout,
         }
+    }
+
+    /// The same with a query, which is then no secret.
+    #[must_use]
+    pub fn asking(mut self, query: &[(&str, &str)]) -> Self {
+        self.url.query_pairs_mut().extend_pairs(query);
+        self
     }
 
     /// The same, but of a JSON answer only these fields are ever shown: for servers that repeat the message, or tell about
@@ -266,7 +317,17 @@ impl Endpoint {
             .or_insert(HeaderValue::from_static("application/json; charset=utf-8"));
         // The connection is made by the same call that sends the body, so this is the last moment at which we can ask.
         attempt.commit.commit().await?;
-        self.exchange(attempt, headers, body).await
+        self.exchange(attempt, Method::POST, headers, body).await
+    }
+
+    /// One GET, which changes nothing.
+    pub async fn get(
+        &self,
+        attempt: &Attempt<'_>,
+        headers: HeaderMap,
+    ) -> Result<Answer, SendError> {
+        self.harmless(attempt, Method::GET, headers, Vec::new())
+            .await
     }
 
     /// One POST that asks and changes nothing, so that it needs no commit and a lost answer is only a lost answer.
@@ -276,7 +337,17 @@ impl Endpoint {
         headers: HeaderMap,
         body: Vec<u8>,
     ) -> Result<Answer, SendError> {
-        self.exchange(attempt, headers, body)
+        self.harmless(attempt, Method::POST, headers, body).await
+    }
+
+    async fn harmless(
+        &self,
+        attempt: &Attempt<'_>,
+        method: Method,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Answer, SendError> {
+        self.exchange(attempt, method, headers, body)
             .await
             .map_err(|e| match e {
                 SendError::Unknown { reason } => SendError::Transient {
@@ -290,16 +361,17 @@ impl Endpoint {
     async fn exchange(
         &self,
         attempt: &Attempt<'_>,
+        method: Method,
         headers: HeaderMap,
         body: Vec<u8>,
     ) -> Result<Answer, SendError> {
         let length = body.len();
         attempt
             .transcript
-            .line(|| format!("> POST {} ({length} bytes)", self.shown));
+            .line(|| format!("> {method} {} ({length} bytes)", self.shown));
         let sent = self
             .client
-            .post(self.url.clone())
+            .request(method.clone(), self.url.clone())
             .headers(headers)
             .body(body)
             // The connection has had its own time; what is left after it is for the answer.
@@ -331,12 +403,63 @@ impl Endpoint {
         let answer = Answer {
             status: response.status(),
             retry_after: retry_after(response.headers(), Timestamp::now()),
+            headers: std::mem::take(response.headers_mut()),
             body: whole.then(|| String::from_utf8_lossy(&body).into_owned()),
         };
         attempt
             .transcript
             .line(|| format!("< {}", self.reason(attempt.redactor, &answer)));
         Ok(answer)
+    }
+
+    /// Tries the way there without a request: the name, the connection, the certificate. Whether it can be used.
+    pub async fn reach(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) -> bool {
+        let (host, transcript) = (self.host.as_str(), attempt.transcript);
+        if let Some(proxy) = &self.proxy {
+            let name = bare(&proxy.host);
+            let connected = reach::connect(name, proxy.port, self.timeout, transcript).await;
+            let is_good = connected.is_ok();
+            found.push(match connected {
+                Ok(_) => Probe::unknown(
+                    host,
+                    format!("lies behind the proxy {}, which answers; whether it goes on from there shows only a request", proxy.host),
+                ),
+                Err(why) => Probe::bad(format!("the proxy {}", proxy.host), why),
+            });
+            return is_good;
+        }
+        let (name, port) = (
+            self.url.host_str().unwrap_or_default(),
+            self.url.port_or_known_default().unwrap_or_default(),
+        );
+        let stream = match reach::connect(name, port, self.timeout, transcript).await {
+            Ok(stream) => stream,
+            Err(why) => {
+                found.push(Probe::bad(host, why));
+                return false;
+            }
+        };
+        if self.url.scheme() == "http" {
+            found.push(Probe::good(host, "can be reached (without TLS)"));
+            return true;
+        }
+        let shaken = reach::handshake(stream, &self.tls, name, self.timeout, transcript).await;
+        let is_good = shaken.is_ok();
+        found.push(match shaken {
+            Ok(told) => Probe::good(host, format!("can be reached by {told}")),
+            Err(why) => Probe::bad(host, attempt.redactor.clean(&why)),
+        });
+        is_good
+    }
+
+    /// The same for an address that does something whatever it is sent, so that no more can be tried.
+    pub async fn reach_alone(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        if self.reach(attempt, found).await {
+            found.push(Probe::unknown(
+                self.host.as_str(),
+                "takes messages and nothing else, so whether the rest of the URL is right shows only one: ftm-relay send-test",
+            ));
+        }
     }
 
     /// Our sentence about an answer, with the server's text cleaned.
@@ -396,6 +519,14 @@ impl Endpoint {
         };
         let reason = format!("{host} {why}; it may have taken the request");
         (Fault::Lost, reason)
+    }
+}
+
+/// A host without its port.
+fn bare(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !port.is_empty() => name,
+        _ => host,
     }
 }
 

@@ -9,6 +9,7 @@ mod dialogue;
 mod hop;
 mod login;
 mod park;
+mod probe;
 mod relay;
 mod sentence;
 
@@ -33,6 +34,7 @@ use crate::channel::Class;
 use crate::channel::Receipt;
 use crate::channel::SendError;
 use crate::channel::mail;
+use crate::channel::probe::Probe;
 use crate::secret::Redactor;
 use crate::secret::Secret;
 use class::Fault;
@@ -412,5 +414,9 @@ impl Carrier for Smtp {
             }
         }
         Err(together(errors))
+    }
+
+    async fn probe(&self, attempt: &Attempt<'_>, found: &mut Vec<Probe>) {
+        self.try_relays(attempt, found).await;
     }
 }

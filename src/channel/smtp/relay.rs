@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
 use lettre::transport::smtp::commands::Ehlo;
 use lettre::transport::smtp::commands::Starttls;
 use lettre::transport::smtp::extension::ClientId;
@@ -27,9 +28,13 @@ use super::login::Proof;
 use crate::channel::Attempt;
 use crate::secret::Secret;
 use crate::tls::certificate_error;
+use crate::tls::handshake;
 
 /// So many addresses of one name are tried.
 const MAX_ADDRESSES: usize = 8;
+
+/// So many extensions of a relay are shown.
+const MAX_KEYWORDS: usize = 30;
 
 /// How long an address may be silent before the next one is tried beside it (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -64,6 +69,8 @@ pub(super) struct Session {
     pub(super) dialogue: Dialogue,
     /// What the relay offered after it was greeted, inside TLS if there is any.
     pub(super) offer: Offer,
+    /// What is to be said of the handshake, if there was one and anybody reads along.
+    pub(super) tls: Option<String>,
     /// What this connection logged in with.
     pub(super) secrets: Vec<Secret>,
 }
@@ -75,6 +82,15 @@ impl Offer {
     /// Whether an extension is offered.
     pub(super) fn has(&self, keyword: &str) -> bool {
         self.words(keyword).is_some()
+    }
+
+    /// The keywords, as the relay writes them.
+    pub(super) fn keywords(&self) -> Vec<&str> {
+        let lines = self.0.lines.iter().skip(1);
+        lines
+            .filter_map(|line| line.split([' ', '=', '\t']).find(|w| !w.is_empty()))
+            .take(MAX_KEYWORDS)
+            .collect()
     }
 
     /// The words after a keyword; `None` if it isn't offered. Old servers write `AUTH=PLAIN`.
@@ -110,28 +126,28 @@ impl Relay {
                 Err(e) => return Err((Stage::Connect, Fault::Lost(e))),
             },
         };
-        let (mut dialogue, offer) = match &self.security {
+        let (mut dialogue, offer, handshake) = match &self.security {
             Security::None => {
                 let mut dialogue = Dialogue::new(stream);
                 self.greeting(&mut dialogue, attempt).await?;
                 let offer = self.hello(&mut dialogue, attempt, &ehlo).await?;
-                (dialogue, offer)
+                (dialogue, offer, None)
             }
             Security::Implicit(tls) => {
-                let mut dialogue = self.encrypt(tls, stream, attempt).await?;
+                let (mut dialogue, handshake) = self.encrypt(tls, stream, attempt).await?;
                 self.greeting(&mut dialogue, attempt).await?;
                 let offer = self.hello(&mut dialogue, attempt, &ehlo).await?;
-                (dialogue, offer)
+                (dialogue, offer, handshake)
             }
             Security::StartTls(tls) => {
                 let mut dialogue = Dialogue::new(stream);
                 self.greeting(&mut dialogue, attempt).await?;
                 let offer = self.hello(&mut dialogue, attempt, &ehlo).await?;
                 let plain = self.start_tls(dialogue, attempt, &offer).await?;
-                let mut dialogue = self.encrypt(tls, plain, attempt).await?;
+                let (mut dialogue, handshake) = self.encrypt(tls, plain, attempt).await?;
                 // What was offered in the clear may be anybody's word.
                 let offer = self.hello(&mut dialogue, attempt, &ehlo).await?;
-                (dialogue, offer)
+                (dialogue, offer, handshake)
             }
         };
         if let Some(proof) = &proof {
@@ -142,6 +158,7 @@ impl Relay {
         Ok(Session {
             dialogue,
             offer,
+            tls: handshake,
             secrets: proof.map_or_else(Vec::new, |proof| proof.secrets()),
         })
     }
@@ -201,17 +218,17 @@ impl Relay {
         tls: &Arc<ClientConfig>,
         stream: impl Stream + 'static,
         attempt: &Attempt<'_>,
-    ) -> Result<Dialogue, Failure> {
+    ) -> Result<(Dialogue, Option<String>), Failure> {
         let connector = TlsConnector::from(Arc::clone(tls));
-        let handshake = connector.connect(self.name.clone(), stream);
-        let fault = match timeout(self.step, handshake).await {
+        let shaking = connector.connect(self.name.clone(), stream);
+        let fault = match timeout(self.step, shaking).await {
             Ok(Ok(stream)) => {
-                attempt.transcript.line(|| {
-                    let (_, session) = stream.get_ref();
-                    let version = session.protocol_version().and_then(|v| v.as_str());
-                    format!("* TLS ({})", version.unwrap_or("unknown version"))
-                });
-                return Ok(Dialogue::new(stream));
+                let read = attempt.transcript.is_on();
+                let told = read.then(|| handshake(stream.get_ref().1, Timestamp::now()));
+                if let Some(told) = &told {
+                    attempt.transcript.line(|| format!("* {told}"));
+                }
+                return Ok((Dialogue::new(stream), told));
             }
             Ok(Err(e)) => match certificate_error(&e, &self.host) {
                 Some(sentence) => Fault::Certificate(sentence),

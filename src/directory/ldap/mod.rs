@@ -519,6 +519,10 @@ impl Directory for Ldap {
         &self.name
     }
 
+    fn asks_outside(&self) -> bool {
+        true
+    }
+
     async fn find(&self, who: &Activation) -> Result<Answer, LookupError> {
         if who.person.is_empty() || who.person.len() > MAX_USER_BYTES {
             return Ok(Answer::Unknown(

@@ -13,6 +13,7 @@ use rusqlite::ErrorCode;
 use rusqlite::OpenFlags;
 use tracing::error;
 
+use crate::outbox::open::Examined;
 use crate::outbox::open::OpenError;
 use crate::outbox::open::private;
 use crate::outbox::open::sync_dir;
@@ -25,6 +26,8 @@ const NEW: &str = "outbox.db.new";
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// Another program (a backup, an administrator's shell) may hold the file for so long.
 const BUSY: Duration = Duration::from_secs(5);
+/// A larger file takes too long to be read through by the way.
+const MOST_EXAMINED_BYTES: u64 = 1 << 30;
 /// The write-ahead log shrinks to this after a burst.
 const LOG_BYTES: i64 = 16 << 20;
 /// Statements kept ready on a connection: more than there are different ones.
@@ -122,6 +125,32 @@ pub(super) fn truncate_log(db: &Connection) -> rusqlite::Result<bool> {
     db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
         Ok(row.get::<_, i64>(0)? == 0)
     })
+}
+
+/// Looks for damage, without changing anything.
+pub(super) fn examine(dir: &Path) -> Result<Examined, OpenError> {
+    let path = dir.join(DATABASE);
+    let size = match fs::metadata(&path) {
+        Ok(found) => found.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Missing(dir.to_owned()));
+        }
+        Err(e) => return Err(OpenError::file(&path)(e)),
+    };
+    if size > MOST_EXAMINED_BYTES {
+        return Ok(Examined::TooLarge(size));
+    }
+    let sound = || {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags)?;
+        db.busy_timeout(BUSY)?;
+        db.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+    };
+    match sound().map_err(Unfit::from(&path)) {
+        Ok(sound) if sound == "ok" => Ok(Examined::Sound),
+        Ok(why) | Err(Unfit::Damaged(why)) => Err(OpenError::Damaged { path, why }),
+        Err(Unfit::Refused(e)) => Err(e),
+    }
 }
 
 /// Opens what is there, without making or changing anything.

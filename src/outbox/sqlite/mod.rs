@@ -44,6 +44,7 @@ use crate::outbox::Step;
 use crate::outbox::Stored;
 use crate::outbox::Story;
 use crate::outbox::Swept;
+use crate::outbox::open::Examined;
 use crate::outbox::open::OpenError;
 use crate::outbox::seal::Key;
 use crate::outbox::seal::Seal;
@@ -109,6 +110,10 @@ impl Sqlite {
     pub(super) fn open_without_key(dir: &Path) -> Result<Self, OpenError> {
         let db = file::open_as_it_is(dir)?;
         Self::start(db, dir, None, None)
+    }
+
+    pub(super) fn examine(dir: &Path) -> Result<Examined, OpenError> {
+        file::examine(dir)
     }
 
     fn start(

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::Value;
 use serde_json::json;
 
@@ -36,6 +38,8 @@ struct State {
     /// Tokens that are good, and what they are for.
     tokens: HashMap<String, String>,
     issued: usize,
+    /// What the claims of a token name; `None`: it is opaque.
+    roles: Option<&'static [&'static str]>,
     /// What the next requests for a token are answered, whatever they are.
     token_answers: VecDeque<Answer>,
     /// The same for mails.
@@ -48,6 +52,7 @@ impl Microsoft {
         let state = Arc::new(Mutex::new(State {
             tokens: HashMap::new(),
             issued: 0,
+            roles: None,
             token_answers: VecDeque::new(),
             mail_answers: VecDeque::new(),
             mails: Vec::new(),
@@ -60,6 +65,11 @@ impl Microsoft {
     /// No token that was given is good any more.
     pub fn revoke(&self) {
         self.state.lock().unwrap().tokens.clear();
+    }
+
+    /// Tokens are JWTs from now on, with these roles.
+    pub fn give_roles(&self, roles: &'static [&'static str]) {
+        self.state.lock().unwrap().roles = Some(roles);
     }
 
     /// Whether a token is good, and for this.
@@ -149,7 +159,18 @@ impl State {
             return refusal(400, "invalid_scope", 70011, "that is no scope.");
         }
         self.issued += 1;
-        let token = format!("eyJ0eXAiOiJKV1QifQ.token-number-{}.signature", self.issued);
+        let number = self.issued;
+        let token = match self.roles {
+            None => format!("eyJ0eXAiOiJKV1QifQ.token-number-{number}.signature"),
+            Some(roles) => {
+                let mut claims = json!({ "appid": CLIENT_ID });
+                if !roles.is_empty() {
+                    claims["roles"] = json!(roles);
+                }
+                let claims = BASE64_URL_SAFE_NO_PAD.encode(claims.to_string());
+                format!("eyJ0eXAiOiJKV1QifQ.{claims}.token-number-{number}")
+            }
+        };
         self.tokens.insert(token.clone(), field("scope").to_owned());
         let body = json!({
             "token_type": "Bearer",

@@ -31,8 +31,9 @@ pub struct Slack {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
 struct State {
+    /// Of the token; `None`: the answer doesn't name them.
+    scopes: Option<&'static str>,
     /// What the next request to a method gets, once.
     next: HashMap<String, Answer>,
     posted: Vec<Value>,
@@ -42,7 +43,13 @@ struct State {
 
 impl Slack {
     pub async fn start() -> Self {
-        let state = Arc::new(Mutex::new(State::default()));
+        let state = Arc::new(Mutex::new(State {
+            scopes: Some("chat:write,users:read,users:read.email"),
+            next: HashMap::new(),
+            posted: Vec::new(),
+            refused: 0,
+            last: HashMap::new(),
+        }));
         let its = Arc::clone(&state);
         let sink = HttpSink::start(move |request| answer(request, &mut its.lock().unwrap())).await;
         Self { sink, state }
@@ -65,6 +72,11 @@ impl Slack {
     pub fn answer_next(&self, method: &str, answer: Answer) {
         let mut state = self.state.lock().unwrap();
         state.next.insert(method.to_owned(), answer);
+    }
+
+    /// The scopes that the token has, with commas; `None`: Slack doesn't say.
+    pub fn give_scopes(&self, scopes: Option<&'static str>) {
+        self.state.lock().unwrap().scopes = scopes;
     }
 
     /// The messages that were taken.
@@ -125,6 +137,13 @@ fn answer(request: &Request, state: &mut State) -> Answer {
         return no("invalid_auth");
     }
     match method.as_str() {
+        "auth.test" => Answer::Reply {
+            status: 200,
+            headers: Vec::from_iter(state.scopes.map(|s| ("x-oauth-scopes", s.to_owned()))),
+            body: json!({"ok": true, "url": "https://example.slack.com/", "team": "Example", "user": "ftm-relay",
+                "team_id": "T1", "user_id": "U9", "bot_id": "B9", "is_enterprise_install": false})
+            .to_string(),
+        },
         "users.lookupByEmail" => lookup(request),
         "chat.postMessage" => {
             let channel = request.json()["channel"].as_str().unwrap().to_owned();

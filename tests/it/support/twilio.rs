@@ -34,15 +34,21 @@ pub struct Twilio {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
 struct State {
+    status: &'static str,
+    kind: &'static str,
     next: Option<Answer>,
     messages: Vec<Form>,
 }
 
 impl Twilio {
     pub async fn start() -> Self {
-        let state = Arc::new(Mutex::new(State::default()));
+        let state = Arc::new(Mutex::new(State {
+            status: "active",
+            kind: "Full",
+            next: None,
+            messages: Vec::new(),
+        }));
         let its = Arc::clone(&state);
         let sink = HttpSink::start(move |request| answer(request, &mut its.lock().unwrap())).await;
         Self { sink, state }
@@ -61,6 +67,12 @@ impl Twilio {
     /// What the next request gets in place of the usual answer.
     pub fn answer_next(&self, answer: Answer) {
         self.state.lock().unwrap().next = Some(answer);
+    }
+
+    /// How the account stands, such as `suspended`, and its type, `Full` or `Trial`.
+    pub fn is_now(&self, status: &'static str, kind: &'static str) {
+        let mut state = self.state.lock().unwrap();
+        (state.status, state.kind) = (status, kind);
     }
 
     /// The messages that were queued.
@@ -90,6 +102,19 @@ fn answer(request: &Request, state: &mut State) -> Answer {
     };
     if !login(ACCOUNT, TOKEN) && !login(KEY, KEY_SECRET) {
         return error(401, 20003, "Authenticate");
+    }
+    if request.method == "GET" {
+        let account = format!("/2010-04-01/Accounts/{ACCOUNT}");
+        let of_account = login(ACCOUNT, TOKEN);
+        return match request.path.strip_prefix(&account) {
+            Some(".json") if of_account => reply(200, &json!({"sid": ACCOUNT, "status": state.status, "type": state.kind, "friendly_name": "IT"}).to_string()),
+            // Only a main key may.
+            Some(".json") => error(401, 20003, "Authenticate"),
+            Some("/Messages.json?PageSize=1&DateSent=2000-01-01") => {
+                reply(200, &json!({"messages": [], "page": 0}).to_string())
+            }
+            _ => error(404, 20404, "The requested resource was not found"),
+        };
     }
     if request.path != format!("/2010-04-01/Accounts/{ACCOUNT}/Messages.json") {
         return error(404, 20404, "The requested resource was not found");
