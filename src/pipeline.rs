@@ -108,6 +108,15 @@ impl Pipeline {
         }
     }
 
+    /// Of a listener that is no more, frames may still wait: they are judged by whom it believed when it took them.
+    pub fn remember_listeners_of(&mut self, old: &Self) {
+        for (name, admission) in &old.listeners {
+            self.listeners
+                .entry(name.clone())
+                .or_insert_with(|| admission.clone());
+        }
+    }
+
     /// The configured devices.
     pub fn devices(&self) -> &Devices {
         &self.devices

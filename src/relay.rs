@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::bail;
@@ -48,7 +49,9 @@ use crate::ingest;
 use crate::ingest::FrameReceiver;
 use crate::ingest::Intake;
 use crate::ingest::Outcome;
+use crate::ingest::PerPeer;
 use crate::ingest::Reply;
+use crate::ingest::Throttle;
 use crate::metrics;
 use crate::metrics::Metrics;
 use crate::metrics::Rejected;
@@ -72,6 +75,9 @@ use crate::web;
 const DRAIN: Duration = Duration::from_secs(10);
 /// So many frames are read and committed together.
 const BATCH_FRAMES: usize = 256;
+/// So many rejected records of one peer are told of one by one in a period; one peer may hand on the logs of many devices.
+const REJECTIONS_TOLD: u32 = 20;
+const REJECTIONS_PERIOD: Duration = Duration::from_secs(60);
 /// The wait before a commit is tried again.
 const COMMIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -115,6 +121,8 @@ struct Reader {
     view: Arc<web::View>,
     since: Timestamp,
     settings: watch::Receiver<Arc<dispatch::Settings>>,
+    rejections: PerPeer,
+    untold: Throttle,
     pulse: Arc<Pulse>,
 }
 
@@ -202,6 +210,8 @@ impl Relay {
             readiness,
             dispatcher: Arc::clone(&dispatcher),
             catch_up,
+            rejections: PerPeer::several(REJECTIONS_TOLD, REJECTIONS_PERIOD),
+            untold: Throttle::new(REJECTIONS_PERIOD),
             view: Arc::clone(&view),
             since: Timestamp::now(),
             pulse: Arc::clone(&pulse),
@@ -484,6 +494,12 @@ fn reloading(
             new.push(bind(listener, inherited)?);
         }
     }
+    // Before a new listener hands on its first frame.
+    let gate = config.pipeline.gate();
+    let mut pipeline = config.pipeline;
+    pipeline.remember_listeners_of(&reader.pipeline.load());
+    reader.pipeline.store(Arc::new(pipeline));
+    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
     listeners.retain(|bound, listening| {
         let kept = config.listeners.iter().find(|l| key(l) == *bound);
         match kept {
@@ -496,9 +512,6 @@ fn reloading(
         serve(ways_in, bound, &listening, intake, &reader.metrics);
         listeners.insert(key, listening);
     }
-    let gate = config.pipeline.gate();
-    reader.pipeline.store(Arc::new(config.pipeline));
-    intake.set_gate(Arc::new(move |bytes: &[u8]| gate.passes(bytes)));
     settings.send_replace(Arc::new(config.dispatch));
     plan.send_replace(Arc::new(catch_up::Plan {
         fleet: config.fleet,
@@ -614,11 +627,21 @@ impl Reader {
                     .peer
                     .address
                     .map_or_else(|| "an unknown peer".to_owned(), |a| a.to_string());
-                warn!(
-                    listener,
-                    logid = reading.logid,
-                    "Rejected a record from {from}: {reason}"
-                );
+                // Who forges events must not fill the journal with them.
+                let (peer, now) = (frame.peer.address, Instant::now());
+                if peer.is_none_or(|peer| self.rejections.take(peer, now)) {
+                    warn!(
+                        listener,
+                        logid = reading.logid,
+                        "Rejected a record from {from}: {reason}"
+                    );
+                } else if let Some(count) = self.untold.hit(now) {
+                    warn!(
+                        listener,
+                        count,
+                        "Rejected more records than are told of one by one, the last from {from}: {reason}"
+                    );
+                }
                 Err(Outcome::Rejected(reason))
             }
             // Nobody knows what it is: whoever waits to hear has sent something else than a log.

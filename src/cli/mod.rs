@@ -124,12 +124,12 @@ pub fn main() -> ExitCode {
             std::io::stdout()
                 .write_all(&script)
                 .map(|()| ExitCode::SUCCESS)
-                .map_err(Into::into)
+                .map_err(|e| Unprinted(e).into())
         }
         Command::Man { to } => man(to.as_deref()),
     };
     done.unwrap_or_else(|e| {
-        if is_broken_pipe(&e) {
+        if e.downcast_ref().is_some_and(Unprinted::has_no_reader) {
             return ExitCode::SUCCESS;
         }
         eprintln!("ftm-relay: {e:#}");
@@ -144,17 +144,23 @@ fn man(to: Option<&Path>) -> anyhow::Result<ExitCode> {
     match to {
         Some(dir) => clap_mangen::generate_to(program, dir)
             .with_context(|| format!("the pages can't be written to {}", dir.display()))?,
-        None => clap_mangen::Man::new(program).render(&mut std::io::stdout())?,
+        None => clap_mangen::Man::new(program)
+            .render(&mut std::io::stdout())
+            .map_err(Unprinted)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn is_broken_pipe(e: &anyhow::Error) -> bool {
-    e.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+/// Standard output takes no more. A type of its own, since a connection that breaks is an error of the same kind.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output can't be written")]
+struct Unprinted(#[source] std::io::Error);
+
+impl Unprinted {
+    /// A reader such as `head` has what it wants.
+    fn has_no_reader(&self) -> bool {
+        self.0.kind() == std::io::ErrorKind::BrokenPipe
+    }
 }
 
 /// A runtime for a command that talks to something.
@@ -168,7 +174,7 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 
 /// Prints a line. `println!` would panic where a reader such as `head` has gone.
 fn say(line: impl fmt::Display) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{line}").map_err(Into::into)
+    writeln!(std::io::stdout(), "{line}").map_err(|e| Unprinted(e).into())
 }
 
 /// A word in kebab case, as JSON has it.

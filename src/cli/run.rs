@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::mpsc;
@@ -39,6 +43,7 @@ impl Args {
         for placed in &loaded.report.0 {
             warn!("{placed}");
         }
+        raise_descriptor_limit();
         block_on(async {
             let relay = Relay::bind(config, self.config.config, inherited).await?;
             let shutdown = CancellationToken::new();
@@ -61,5 +66,17 @@ impl Args {
             relay.run(shutdown, reloads).await
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Each connection takes a descriptor, and one listener may have as many as the usual soft limit allows the whole process.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "The number of files and connections that may be open can't be raised");
     }
 }

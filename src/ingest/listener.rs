@@ -27,7 +27,7 @@ use crate::metrics::Rejected;
 /// So often one message of each peer passes without the gate, so that a device whose log holds nothing wanted is seen.
 pub(super) const SAMPLE_PERIOD: Duration = Duration::from_secs(10);
 
-/// So often a peer that speaks another protocol is told of.
+/// So often a peer is told of that speaks one and the same other protocol.
 const ADVICE_PERIOD: Duration = Duration::from_secs(3600);
 
 /// So often a listener says why it turns frames away.
@@ -42,7 +42,8 @@ pub(super) struct Listener {
     pub(super) metrics: ListenerMetrics,
     pub(super) samples: PerPeer,
     pub(super) settings: Arc<ArcSwap<Config>>,
-    advice: PerPeer,
+    /// By protocol: who has mended one mistake may make the next.
+    advice: [PerPeer; 3],
     failures: PerPeer,
     rejected: [Throttle; 6],
 }
@@ -59,7 +60,7 @@ impl Listener {
             metrics,
             samples: PerPeer::new(SAMPLE_PERIOD),
             settings,
-            advice: PerPeer::new(ADVICE_PERIOD),
+            advice: std::array::from_fn(|_| PerPeer::new(ADVICE_PERIOD)),
             failures: PerPeer::new(REJECTED_PERIOD),
             rejected: std::array::from_fn(|_| Throttle::new(REJECTED_PERIOD)),
         }
@@ -146,7 +147,7 @@ impl Listener {
         } else {
             Rejected::Framing
         });
-        if !self.advice.take(peer, Instant::now()) {
+        if !self.advice[protocol as usize].take(peer, Instant::now()) {
             return;
         }
         let listener = &*self.name;

@@ -50,6 +50,8 @@ pub use intake::MAX_WAITING_FRAMES;
 pub use intake::Outcome;
 pub use intake::Reply;
 pub use network::Network;
+pub use pace::PerPeer;
+pub use pace::Throttle;
 pub use stitch::Stitch;
 pub use stitch::record_of as record_of_stitch;
 pub use tls::Tls;

@@ -10,68 +10,81 @@ use std::time::Instant;
 /// So many peers are remembered; while so many are, a further one is not served.
 const MAX_PEERS: usize = 4096;
 
-/// One of something for each peer in a period.
-pub(super) struct PerPeer {
+/// Of something, so much for each peer in a period.
+pub struct PerPeer {
+    most: u32,
     period: Duration,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    last: HashMap<IpAddr, Instant>,
+    /// When each peer's period began, and how much it has had since.
+    last: HashMap<IpAddr, (Instant, u32)>,
     swept: Option<Instant>,
 }
 
 impl PerPeer {
-    pub(super) fn new(period: Duration) -> Self {
+    /// One in a period.
+    pub fn new(period: Duration) -> Self {
+        Self::several(1, period)
+    }
+
+    /// Up to `most` in a period.
+    pub fn several(most: u32, period: Duration) -> Self {
         Self {
+            most,
             period,
             known: Mutex::default(),
         }
     }
 
-    /// Whether the peer's period is over. Asking changes nothing.
-    pub(super) fn is_due(&self, peer: IpAddr, now: Instant) -> bool {
+    /// Whether the peer may have another. Asking changes nothing.
+    pub fn is_due(&self, peer: IpAddr, now: Instant) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match known.last.get(&peer) {
-            Some(at) => now.saturating_duration_since(*at) >= self.period,
+            Some((since, had)) => {
+                *had < self.most || now.saturating_duration_since(*since) >= self.period
+            }
             None => true,
         }
     }
 
-    /// Begins the peer's next period, if the last one is over. A peer too many is refused.
-    pub(super) fn take(&self, peer: IpAddr, now: Instant) -> bool {
+    /// Gives the peer one, if it may have another. A peer too many is refused.
+    pub fn take(&self, peer: IpAddr, now: Instant) -> bool {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { last, swept } = &mut *known;
         let is_over = |since: Instant| now.saturating_duration_since(since) >= self.period;
-        if let Some(at) = last.get_mut(&peer) {
-            let due = is_over(*at);
-            if due {
-                *at = now;
+        if let Some((since, had)) = last.get_mut(&peer) {
+            if is_over(*since) {
+                (*since, *had) = (now, 0);
             }
+            let due = *had < self.most;
+            *had += u32::from(due);
             return due;
         }
         // Once in a period is enough, and more would be slow when somebody invents peers.
         if last.len() >= MAX_PEERS && swept.is_none_or(is_over) {
-            last.retain(|_, at| !is_over(*at));
+            last.retain(|_, (since, _)| !is_over(*since));
             *swept = Some(now);
         }
         let fits = last.len() < MAX_PEERS;
         if fits {
-            last.insert(peer, now);
+            last.insert(peer, (now, 1));
         }
         fits
     }
 }
 
 /// One log line in a period, with the number of times that something happened.
-pub(super) struct Throttle {
+pub struct Throttle {
     period: Duration,
     state: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Throttle {
-    pub(super) fn new(period: Duration) -> Self {
+    /// One line in a period.
+    pub fn new(period: Duration) -> Self {
         Self {
             period,
             state: Mutex::default(),
@@ -79,7 +92,7 @@ impl Throttle {
     }
 
     /// It happened. `Some`: say so now, so many times since it was last said.
-    pub(super) fn hit(&self, now: Instant) -> Option<u64> {
+    pub fn hit(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (said, count) = &mut *state;
         *count += 1;
@@ -109,6 +122,17 @@ mod tests {
         }
         assert_eq!(paced.known.lock().unwrap().last.len(), MAX_PEERS);
         assert!(paced.take(IpAddr::from([198, 51, 100, 1]), start + 2 * PERIOD));
+    }
+
+    #[test]
+    fn a_peer_may_have_several_in_a_period() {
+        let paced = PerPeer::several(2, PERIOD);
+        let (start, a, b) = (Instant::now(), [192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        assert!(paced.take(a, start) && paced.take(a, start + PERIOD / 2));
+        assert!(!paced.is_due(a, start + PERIOD / 2) && !paced.take(a, start + PERIOD / 2));
+        assert!(paced.take(b, start + PERIOD / 2));
+        assert!(paced.is_due(a, start + PERIOD) && paced.take(a, start + PERIOD));
+        assert!(paced.take(a, start + PERIOD) && !paced.take(a, start + PERIOD));
     }
 
     #[test]

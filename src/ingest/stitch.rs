@@ -303,8 +303,14 @@ async fn take(listener: &Listener, peer: IpAddr, from: &Peer, request: Request<I
             listener.reject(Rejected::Size, peer);
             return too_large(most);
         }
-        Ok(Err(_)) => return Said::new(StatusCode::BAD_REQUEST, "the body broke off"),
-        Err(_) => return Said::new(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
+        Ok(Err(_)) => {
+            listener.reject(Rejected::Framing, peer);
+            return Said::new(StatusCode::BAD_REQUEST, "the body broke off");
+        }
+        Err(_) => {
+            listener.reject(Rejected::Framing, peer);
+            return Said::new(StatusCode::REQUEST_TIMEOUT, "the body took too long");
+        }
     };
     let record = match record_of(&body) {
         Ok(record) => record,

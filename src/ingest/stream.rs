@@ -55,6 +55,13 @@ impl Wire {
         }
     }
 
+    /// Whether the peer has shown a certificate, which was verified then.
+    fn is_certified(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.peer_certificates().is_some())
+    }
+
     /// Appends what is there in clear; `WouldBlock`: nothing is. 0: the peer has ended the stream.
     fn read(&mut self, clear: &mut Vec<u8>) -> io::Result<usize> {
         match &mut self.session {
@@ -138,6 +145,7 @@ pub(super) struct Connection {
     /// When the last message was complete, or, between two, when the peer last sent anything.
     progress: Instant,
     patience: Patience,
+    certified: bool,
 }
 
 /// Whether a connection goes on.
@@ -169,12 +177,14 @@ impl Connection {
                 shutdown,
                 end: None,
             },
+            certified: false,
         }
     }
 
     /// Turns what comes in into frames until the peer, or the relay, ends it.
     pub(super) async fn run(mut self, mut wire: Wire) -> Result<(), Closed> {
         let shutdown = self.patience.shutdown.clone();
+        self.certified = wire.is_certified();
         loop {
             // At the beginning too: with the end of a handshake the first messages may have come.
             for _ in 0..READS_PER_TURN {
@@ -222,11 +232,19 @@ impl Connection {
             next_sample,
             progress,
             patience,
+            certified,
         } = self;
         let (peer, now) = (*peer, Instant::now());
         let settings = settings.load();
         if !settings.allows(peer) {
             listener.reject(Rejected::Peer, peer);
+            return Ok(Next::Close);
+        }
+        if settings.verifies_clients() && !*certified {
+            listener.handshake_failed(
+                peer,
+                "it connected before `client_ca` was set, and without a certificate; it may connect again with one",
+            );
             return Ok(Next::Close);
         }
         decoder.set_max_bytes(settings.max_frame_bytes());

@@ -369,15 +369,17 @@ fn names_in(der: &[u8]) -> Vec<String> {
             .filter_map(name)
             .take(MAX_NAMES)
             .collect(),
-        Ok(None) => common_name(&certificate).into_iter().collect(),
+        Ok(None) => common_name(&certificate)
+            .filter(|name| !spells_address(name))
+            .into_iter()
+            .collect(),
         Err(_) => Vec::new(),
     }
 }
 
 fn name(name: &GeneralName<'_>) -> Option<String> {
     match name {
-        // A name that spells an address is none: addresses have a kind of their own.
-        GeneralName::DNSName(name) => name.parse::<IpAddr>().is_err().then(|| (*name).to_owned()),
+        GeneralName::DNSName(name) => (!spells_address(name)).then(|| (*name).to_owned()),
         GeneralName::IPAddress(bytes) => {
             let address = <[u8; 4]>::try_from(*bytes)
                 .map(IpAddr::from)
@@ -386,6 +388,11 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Such a name is none: addresses have a kind of their own.
+fn spells_address(name: &str) -> bool {
+    name.parse::<IpAddr>().is_ok()
 }
 
 fn common_name(certificate: &X509Certificate<'_>) -> Option<String> {
@@ -482,7 +489,27 @@ mod tests {
     }
 
     #[test]
-    fn a_dns_name_that_spells_an_address_is_no_name() {
+    fn where_the_san_cannot_be_read_the_common_name_does_not_stand_in_for_it() {
+        const SAN: &[u64] = &[2, 5, 29, 17];
+        // No list; and a list with a name that is cut off.
+        for content in [&b"\x04\x01x"[..], b"\x30\x03\x82\x09a"] {
+            let der = certificate(&[], |params| {
+                let san = rcgen::CustomExtension::from_oid_content(SAN, content.to_vec());
+                params.custom_extensions.push(san);
+            });
+            assert!(X509Certificate::from_der(&der).is_ok());
+            assert_eq!(names_in(&der), [""; 0], "{content:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_spells_an_address_is_no_name() {
+        let common = certificate(&[], |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            let name = "10.20.0.1";
+            params.distinguished_name.push(DnType::CommonName, name);
+        });
+        assert_eq!(names_in(&common), [""; 0]);
         let forged = certificate(&[], |params| {
             let name = "10.20.0.1".try_into().unwrap();
             params.subject_alt_names.push(rcgen::SanType::DnsName(name));

@@ -101,23 +101,21 @@ impl Simulation {
         }
         let mut sender = Sender::open(&self.to, &self.identity).await?;
         let device = Device::new(*style, self.format, self.seed, TimeZone::system());
-        let sent = Run {
+        let mut run = Run {
             simulation: &self,
             device,
             pool: Pool::new(self.to.transport),
             start: Instant::now(),
             now,
             summary: Summary::default(),
-        }
-        .send_all(&mut sender)
-        .await;
-        let summary = match sent {
-            Ok(summary) => sender.close().await.map(|()| summary),
-            Err(error) => Err(error),
         };
-        summary
+        let sent = run.send_all(&mut sender).await;
+        sender
+            .close(sent)
+            .await
             .map_err(sender::explain)
-            .with_context(|| format!("sending to {} failed", self.to))
+            .with_context(|| format!("sending to {} failed", self.to))?;
+        Ok(run.summary)
     }
 
     fn user(&self, n: u64) -> String {
@@ -143,7 +141,7 @@ struct Run<'s> {
 }
 
 impl Run<'_> {
-    async fn send_all(mut self, sender: &mut Sender) -> io::Result<Summary> {
+    async fn send_all(&mut self, sender: &mut Sender) -> io::Result<()> {
         let mut activation = Lines::default();
         let mut line = String::new();
         for n in 0..self.simulation.count {
@@ -168,7 +166,7 @@ impl Run<'_> {
         }
         sender.flush().await?;
         self.summary.took = self.start.elapsed();
-        Ok(self.summary)
+        Ok(())
     }
 
     /// Waits until a line is due, and says how many are.

@@ -157,16 +157,24 @@ impl Sender {
         Ok(())
     }
 
-    /// Ends the sending, and listens for a refusal: the sender of syslog hears of nothing else.
-    pub(super) async fn close(self) -> io::Result<()> {
-        let refused = match self {
-            Self::Datagrams(socket) => timeout(REFUSAL_TIME, socket.recv(&mut [0])).await,
+    /// Ends the sending, which went so until now, and listens for a refusal: the sender of syslog hears of nothing else.
+    pub(super) async fn close(self, sent: io::Result<()>) -> io::Result<()> {
+        let (sent, heard) = match self {
+            Self::Datagrams(socket) => (sent, timeout(REFUSAL_TIME, socket.recv(&mut [0])).await),
             Self::Stream { mut stream, .. } => {
-                stream.shutdown().await?;
-                timeout(PATIENCE, stream.read(&mut [0])).await
+                let sent = match sent {
+                    Ok(()) => stream.shutdown().await,
+                    broken => broken,
+                };
+                (sent, timeout(PATIENCE, stream.read(&mut [0])).await)
             }
         };
-        refused.unwrap_or(Ok(0)).map(|_| ())
+        match heard.unwrap_or(Ok(0)) {
+            // Under TLS 1.3 the listener looks at the certificate while the first lines are on their way: they find the
+            // connection broken, and the reason was said before.
+            Err(why) if sent.is_ok() || tls_alert(&why).is_some() => Err(why),
+            _ => sent,
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The commands, run as an administrator runs them.
 
+use std::io::BufRead;
+use std::io::BufReader;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::process::Output;
@@ -318,6 +320,39 @@ fn a_second_relay_and_a_busy_port_fail_with_1() {
         "{}",
         err(&output)
     );
+}
+
+#[test]
+fn the_service_may_open_as_many_connections_as_the_system_allows() {
+    let relay = Relay::prepare(&config());
+    // It ends by itself, whatever comes of the test.
+    let mut child = Command::new("timeout")
+        .args([
+            "60",
+            "prlimit",
+            "--nofile=200:4096",
+            BINARY,
+            "run",
+            "--config",
+        ])
+        .arg(relay.config())
+        .current_dir(relay.dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let is_ready = |line: std::io::Result<String>| line.unwrap().contains("Ready:");
+    assert!(log.lines().any(is_ready));
+    let of_timeout = format!("/proc/{0}/task/{0}/children", child.id());
+    let pid = std::fs::read_to_string(of_timeout).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid.trim())).unwrap();
+    let line = limits.lines().find(|l| l.starts_with("Max open files"));
+    let words: Vec<_> = line.unwrap().split_whitespace().skip(3).collect();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    child.wait().unwrap();
+    assert_eq!(words, ["4096", "4096", "files"]);
 }
 
 #[test]

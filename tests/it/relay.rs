@@ -13,6 +13,8 @@ use crate::support::samples::code;
 use crate::support::smtp_sink::Setup;
 use crate::support::until;
 
+const FILE: &str = "[channel.mail]\ntype = \"file\"\npath = \"mail\"\n";
+
 const ROUTE: &str = "[[route]]\nto = [\"mail\"]\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,4 +128,60 @@ fn a_busy_port_ends_the_relay_with_1() {
         said.contains("\"udp\"") && said.contains(&taken.local_addr().unwrap().to_string()),
         "{said}"
     );
+}
+
+#[test]
+fn what_a_listener_took_before_a_reload_removed_it_is_kept() {
+    let config = format!("{BASE}{FILE}{ROUTE}");
+    let relay = Relay::start(&config);
+    // The outbox can't commit: the first event is under way, and the second one waits behind it.
+    let db = rusqlite::Connection::open(relay.state().join("outbox.db")).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    relay.send_udp(&Event::code(1, "alice").line());
+    until("the outbox to be away", || {
+        relay.logged().contains("wait for the outbox").then_some(())
+    });
+    relay.send_tcp(&Event::code(2, "bob").counted());
+    until("the second event", || {
+        (relay.metric("ftm_relay_frames_total", &[("listener", "tcp")]) == 1.0).then_some(())
+    });
+    relay.configure(
+        &config
+            .replace("name = \"tcp\"", "name = \"core\"")
+            .replace("127.0.0.2:0", "127.0.0.5:0"),
+    );
+    relay.signal(rustix::process::Signal::HUP);
+    until("the reload", || {
+        relay.logged().contains("Reloaded").then_some(())
+    });
+    db.execute_batch("ROLLBACK").unwrap();
+    until("both", || (relay.states() == ["accepted"; 2]).then_some(()));
+}
+
+#[test]
+fn a_flood_of_rejected_events_does_not_fill_the_log() {
+    let relay = Relay::start(&format!(
+        "{BASE}[[device]]\nid = \"FGT60FTK20000001\"\npeers = [\"192.0.2.1\"]\n{FILE}{ROUTE}"
+    ));
+    for n in 1..=50 {
+        relay.send_udp(&Event::code(n, "alice").line());
+    }
+    until("the rejections", || {
+        (relay.metric("ftm_relay_activations_total", &[("outcome", "rejected")]) == 50.0)
+            .then_some(())
+    });
+    let told = |what: &str, times| {
+        until(what, || {
+            (relay.logged().matches(what).count() == times).then_some(())
+        });
+    };
+    told("Rejected a record from 127.0.0.1", 20);
+    told("Rejected more records than are told of one by one", 1);
+    // Another peer's are told of all the same.
+    let other = std::net::UdpSocket::bind("127.0.0.9:0").unwrap();
+    let line = Event::code(51, "alice").line();
+    other.send_to(&line, relay.udp()).unwrap();
+    told("Rejected a record from 127.0.0.9", 1);
+    // Nothing came late.
+    assert_eq!(relay.logged().matches("Rejected").count(), 22);
 }

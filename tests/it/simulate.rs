@@ -1,5 +1,6 @@
 //! `simulate` as an administrator uses it, against the relay and where it can't get through.
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::process::Output;
 
@@ -86,6 +87,13 @@ fn a_client_certificate_is_shown_and_what_is_wrong_in_tls_is_said() {
     });
     let plain = format!("tls://{}", relay.tcp());
     for (args, why) in [
+        // More often than once, for the refusal races with the lines.
+        (vec!["--to", &to, "--ca", "ca.pem"], "--cert"),
+        (vec!["--to", &to, "--ca", "ca.pem"], "--cert"),
+        (
+            vec!["--to", &to, "--ca", "ca.pem", "--noise", "2000"],
+            "--cert",
+        ),
         (
             vec!["--to", &to, "--ca", "fortigates.pem"],
             "not trusted here; put that authority's certificate into --ca",
@@ -100,6 +108,21 @@ fn a_client_certificate_is_shown_and_what_is_wrong_in_tls_is_said() {
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(said(&output).contains(why), "{}", said(&output));
     }
+}
+
+#[test]
+fn a_connection_that_is_closed_from_there_is_no_success() {
+    let relay = Relay::prepare(&format!("{BASE}{FILE}"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || drop(listener.accept()));
+    let output = simulate(&relay, &["--to", &to, "--count", "3", "--noise", "2000"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("the connection was closed from there"),
+        "{}",
+        said(&output)
+    );
 }
 
 #[test]

@@ -457,6 +457,7 @@ async fn slow_requests_end_and_a_peer_outside_allow_or_too_many_is_turned_away()
     );
     let answer = answer_to(alone.address, half.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(alone.metrics.rejected(Rejected::Framing), 1);
 
     let mut first = tokio::net::TcpStream::connect(alone.address).await.unwrap();
     first.write_all(b"P").await.unwrap();

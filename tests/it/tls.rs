@@ -454,22 +454,57 @@ fn the_wrong_protocol_on_a_port_is_named_counted_and_closed() {
     assert!(closed_after(relay.tcp(), hello));
     advice("speaks TLS, but this listener expects plain TCP");
     // One more of each is counted, and not told of again.
-    for to in [tls, relay.tcp()] {
-        assert!(closed_after(to, beep));
-    }
+    assert!(closed_after(tls, &Event::code(1, "alice").counted()));
+    assert!(closed_after(relay.tcp(), hello));
     let rejected = |reason| relay.metric("ftm_relay_frames_rejected_total", &[("reason", reason)]);
     until("the counters", || {
         ((rejected("tls"), rejected("framing")) == (2.0, 2.0)).then_some(())
     });
-    assert!(!relay.logged().contains("RFC 3195"));
-    assert!(relay.states().is_empty());
-
-    let relay = Relay::start(&format!("{BASE}{ROUTE}"));
-    assert!(closed_after(relay.tcp(), beep));
-    until("the advice", || {
-        relay.logged().contains("speaks RFC 3195").then_some(())
+    for protocol in ["speaks without TLS", "speaks TLS"] {
+        assert_eq!(relay.logged().matches(protocol).count(), 1, "{protocol}");
+    }
+    // Who has mended one mistake and makes another is told of that one too.
+    for to in [tls, relay.tcp()] {
+        assert!(closed_after(to, beep));
+    }
+    until("the advice for both listeners", || {
+        let advice = "speaks RFC 3195 (on a FortiGate: `set mode legacy-reliable`), which is not understood here; write `set mode reliable`";
+        (relay.logged().matches(advice).count() == 2).then_some(())
     });
-    assert!(relay.logged().contains("write `set mode reliable`"));
+    assert!(relay.states().is_empty());
+}
+
+#[test]
+fn once_client_certificates_are_required_a_connection_without_one_is_believed_no_more() {
+    let (authority, fortigates) = (Authority::new(), Authority::named("FortiGates"));
+    let mut relay = Relay::prepare(&format!("{BASE}{LISTENER}{ROUTE}"));
+    install(&relay, &authority);
+    fortigates.write(relay.dir.path());
+    relay.run();
+    let to = relay.listening("tls");
+    let mut before = authority.connect(to, None);
+    send(&mut before, &Event::code(1, "alice"));
+    until("the first", || (relay.states().len() == 1).then_some(()));
+
+    relay.configure(&format!("{BASE}{LISTENER}client_ca = \"ca.pem\"\n{ROUTE}"));
+    relay.signal(Signal::HUP);
+    until("the reload", || {
+        relay.logged().contains("Reloaded").then_some(())
+    });
+    send(&mut before, &Event::code(2, "bob"));
+    until("the reason", || {
+        relay
+            .logged()
+            .contains("it connected before `client_ca` was set, and without a certificate")
+            .then_some(())
+    });
+    let own = fortigates.sign(&["fgt1.example.com"]);
+    send(
+        &mut authority.connect(to, Some(&own)),
+        &Event::code(3, "carol"),
+    );
+    until("the third", || (relay.states().len() == 2).then_some(()));
+    assert!(relay.queue().iter().all(|row| row["user"] != "bob"));
 }
 
 #[test]
