@@ -202,10 +202,11 @@ fn credentials_beside(path: &Path) -> Option<PathBuf> {
 
 /// Reads and checks a file.
 pub fn load(path: &Path, purpose: Use) -> Loaded {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY")
-        .map(PathBuf::from)
-        .or_else(|| credentials_beside(path).filter(|_| purpose != Use::Service));
+    let set = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let guessed = set.is_none();
+    let credentials = set.or_else(|| credentials_beside(path).filter(|_| purpose != Use::Service));
     let mut check = Check::new(directory(path), credentials, purpose == Use::Service);
+    check.guessed = guessed;
     if purpose == Use::Command {
         check = check.without_secrets();
     }

@@ -57,6 +57,9 @@ pub struct Check {
     pub for_service: bool,
     /// The place of what says none itself.
     pub here: Option<Span>,
+    /// `credentials` is the directory that the packaged unit takes them from, not one that a unit has set: others may take
+    /// them from elsewhere, so what isn't there is no problem.
+    pub guessed: bool,
     needs_secrets: bool,
     findings: Vec<Finding>,
 }
@@ -69,6 +72,7 @@ impl Check {
             credentials,
             for_service,
             here: None,
+            guessed: false,
             needs_secrets: true,
             findings: Vec::new(),
         }
@@ -162,7 +166,9 @@ impl Check {
                 self.secret_file(&path, span)
             }
             From::Credential(name) => match self.credentials.clone() {
-                Some(dir) => self.secret_file(&credential(&dir, name), span),
+                Some(dir) if !self.guessed || credential(&dir, name).exists() => {
+                    self.secret_file(&credential(&dir, name), span)
+                }
                 None if self.for_service => {
                     self.secret_problem(
                         span,
@@ -170,7 +176,7 @@ impl Check {
                     );
                     None
                 }
-                None => {
+                _ => {
                     self.note(
                         span,
                         format!("the credential {name} can't be seen outside the service unit"),
