@@ -16,11 +16,10 @@ use crate::program::Relay;
 use crate::sample;
 
 /// Datagrams a second.
-const RATES: [usize; 12] = [
-    40_000, 60_000, 80_000, 100_000, 120_000, 140_000, 160_000, 180_000, 200_000, 230_000, 260_000,
-    300_000,
+const RATES: [usize; 7] = [
+    80_000, 120_000, 160_000, 200_000, 240_000, 280_000, 320_000,
 ];
-const TRIAL: Duration = Duration::from_secs(3);
+const TRIAL: Duration = Duration::from_secs(2);
 const PROOF: Duration = Duration::from_secs(10);
 /// The rate at which all pay.
 const PAID_RATE: usize = 50_000;
@@ -115,6 +114,9 @@ fn loss_free_rate(program: &mut dyn Program) -> Result<usize> {
             let trial = trial(program, rate, TRIAL)?;
             // The sender must have kept the rate.
             stood |= trial.is_loss_free() && trial.per_second > 0.95 * rate as f64;
+            if stood {
+                break;
+            }
         }
         if !stood {
             break;
