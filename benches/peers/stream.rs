@@ -134,6 +134,8 @@ pub fn tcp(peers: &Peers, table: &mut Table) -> Result<()> {
 }
 
 pub fn tls(_peers: &Peers, table: &mut Table) -> Result<()> {
+    // Made before a child reads it.
+    load::certificate()?;
     let flood = Flood {
         lines: FAST_LINES / 2,
         connections: 1,

@@ -16,9 +16,7 @@ use crate::program::Relay;
 use crate::sample;
 
 /// Datagrams a second.
-const RATES: [usize; 7] = [
-    80_000, 120_000, 160_000, 200_000, 240_000, 280_000, 320_000,
-];
+const RATES: [usize; 7] = [80_000, 120_000, 160_000, 200_000, 240_000, 280_000, 320_000];
 const TRIAL: Duration = Duration::from_secs(2);
 const PROOF: Duration = Duration::from_secs(10);
 /// The rate at which all pay.
