@@ -321,6 +321,15 @@ impl<'de> Deserialize<'de> for From {
     }
 }
 
+/// Whether a URL's host is this machine, so that nobody on the way reads what goes there.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    match address.parse::<std::net::IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost",
+    }
+}
+
 /// The candidate that was probably meant by `name`: at most two letters away, and closer than its own length.
 pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     candidates

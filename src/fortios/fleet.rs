@@ -14,6 +14,7 @@ use crate::devices;
 use crate::settings::Check;
 use crate::settings::Period;
 use crate::settings::Span;
+use crate::settings::is_loopback;
 use crate::tls;
 use crate::tls::Fingerprint;
 
@@ -246,14 +247,6 @@ fn address(api: &Spanned<String>, check: &mut Check) -> Option<(Url, String)> {
         );
     }
     Some((url, shown))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    match address.parse::<std::net::IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost",
-    }
 }
 
 fn catch_up(

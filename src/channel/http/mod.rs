@@ -36,6 +36,7 @@ use crate::secret::Secret;
 use crate::settings::Check;
 use crate::settings::SecretSource;
 use crate::settings::Span;
+use crate::settings::is_loopback;
 use crate::tls;
 
 /// So much of an answer is read; no provider says more.
@@ -196,7 +197,7 @@ impl Endpoint {
         };
         match url.scheme() {
             "https" => {}
-            "http" if is_loopback(&url) => {}
+            "http" if url.host_str().is_some_and(is_loopback) => {}
             "http" => check.warning(
                 span.clone(),
                 format!("http:// to {host} shows codes to everybody on the way; use https://"),
@@ -588,15 +589,6 @@ fn host(url: &Url) -> Option<String> {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
     })
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    match address.parse::<std::net::IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost",
-    }
 }
 
 /// What the proxy says when it wants another log-in; the type behind it can't be named.
