@@ -231,6 +231,25 @@ fn a_configuration_is_overwritten_only_by_force_and_kept() {
 }
 
 #[test]
+fn the_trial_that_the_packages_install_gives_way_without_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let (etc, args) = (dir.path().join("etc"), [&["init"], &FLAGS[..]].concat());
+    std::fs::create_dir(&etc).unwrap();
+    let trial = include_str!("../../deploy/ftm-relay.toml");
+    let touched = format!("{trial}# Mine.\n");
+    std::fs::write(etc.join("ftm-relay.toml"), &touched).unwrap();
+    let refused = run(dir.path(), &args);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert_eq!(config(dir.path()), touched);
+
+    std::fs::write(etc.join("ftm-relay.toml"), trial).unwrap();
+    let output = run(dir.path(), &args);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(config(dir.path()).contains("[channel.mail]"));
+    assert!(!etc.join("ftm-relay.toml.old").exists());
+}
+
+#[test]
 fn a_terminal_is_asked_eight_things_at_most_and_shows_no_password() {
     let dir = tempfile::tempdir().unwrap();
     let (shown, code) = on_a_terminal(
