@@ -101,7 +101,7 @@ fn flags_alone_make_a_configuration_without_a_warning() {
         "set mode udp",
         "(logid 0100032155 0100032156 0100032159 0100038412)",
         "ftm-relay.toml: good\n",
-        "systemctl enable --now ftm-relay",
+        "systemctl restart ftm-relay",
         "send-test",
     ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");

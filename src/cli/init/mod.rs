@@ -382,7 +382,8 @@ fn next_steps(answers: &Answers, path: &Path, to_do: &[String]) -> anyhow::Resul
         ));
     }
     steps.push("Paste the block above into each FortiGate".to_owned());
-    steps.push("systemctl enable --now ftm-relay".to_owned());
+    // Not `enable --now`, which would leave a trial running that was started before.
+    steps.push("systemctl enable ftm-relay && systemctl restart ftm-relay".to_owned());
     steps.push("ftm-relay send-test --channel mail --to YOUR_ADDRESS".to_owned());
     steps.push("ftm-relay doctor".to_owned());
     say("\nNext:")?;
