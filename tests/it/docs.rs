@@ -185,7 +185,6 @@ fn the_guide_leads_to_a_code_in_ten_minutes() {
         script
             .replace("127.0.0.1:5514", &relay.udp().to_string())
             .replace("/run/ftm-relay/mail", "mail")
-            .replace("/etc/ftm-relay/credentials", "credentials")
     };
     typed(&relay, &here(simulate));
     until("the mail", || {
@@ -445,7 +444,7 @@ fn the_page_on_mail_tries_a_channel_and_the_page_on_wording_changes_a_text() {
 fn the_page_on_checks_tries_what_a_configuration_names() {
     let commands = blocks("check.md", "sh");
     let relay = Relay::prepare(&format!("{BASE}{ROUTE}"));
-    assert_eq!(commands.len(), 3);
+    assert_eq!(commands.len(), 2);
     for command in commands {
         // The channel of the text messages would need a provider.
         let said = typed(&relay, &command.replace("--channel sms", "--channel mail"));

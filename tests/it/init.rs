@@ -101,7 +101,7 @@ fn flags_alone_make_a_configuration_without_a_warning() {
         "set mode udp",
         "(logid 0100032155 0100032156 0100032159 0100038412)",
         "ftm-relay.toml: good\n",
-        "systemctl enable --now ftm-relay",
+        "systemctl restart ftm-relay",
         "send-test",
     ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
@@ -228,6 +228,25 @@ fn a_configuration_is_overwritten_only_by_force_and_kept() {
     assert!(config(dir.path()).contains("[channel.mail]"));
     let old = std::fs::read_to_string(etc.join("ftm-relay.toml.old")).unwrap();
     assert_eq!(old, "mine");
+}
+
+#[test]
+fn the_trial_that_the_packages_install_gives_way_without_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let (etc, args) = (dir.path().join("etc"), [&["init"], &FLAGS[..]].concat());
+    std::fs::create_dir(&etc).unwrap();
+    let trial = include_str!("../../deploy/ftm-relay.toml");
+    let touched = format!("{trial}# Mine.\n");
+    std::fs::write(etc.join("ftm-relay.toml"), &touched).unwrap();
+    let refused = run(dir.path(), &args);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert_eq!(config(dir.path()), touched);
+
+    std::fs::write(etc.join("ftm-relay.toml"), trial).unwrap();
+    let output = run(dir.path(), &args);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(config(dir.path()).contains("[channel.mail]"));
+    assert!(!etc.join("ftm-relay.toml.old").exists());
 }
 
 #[test]

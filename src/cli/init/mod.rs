@@ -36,6 +36,9 @@ use answers::People;
 use answers::Way;
 use ask::Asker;
 
+/// What the packages install as the configuration, so that there is something to try at once.
+const TRIAL: &str = include_str!("../../../deploy/ftm-relay.toml");
+
 /// The table of people that is named, when there is none yet.
 const TABLE_HEAD: &str = "user,email,name,phone,language\n";
 
@@ -88,7 +91,7 @@ pub struct Args {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let path = std::path::absolute(&self.config.config)?;
-        if path.exists() && !self.force {
+        if is_somebodys_work(&path) && !self.force {
             bail!(
                 "there is {} already; --force overwrites it, and keeps the old one as {}",
                 path.display(),
@@ -104,10 +107,10 @@ impl Args {
             );
             return Ok(ExitCode::from(super::EX_USAGE));
         }
-        let (config, force, live) = (self.config.config.clone(), self.force, !self.offline);
+        let (config, live) = (self.config.config.clone(), !self.offline);
         let (answers, secrets) = self.answers(asker.as_mut(), &config::credentials_of(&path))?;
 
-        write(&path, &text::of(&answers), force)?;
+        write(&path, &text::of(&answers))?;
         say(format!("Wrote {}.", path.display()))?;
         if let People::Table(file) = &answers.people {
             make_table(&path, file)?;
@@ -294,8 +297,13 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Something is there that is not just the packages' trial, untouched.
+fn is_somebodys_work(path: &Path) -> bool {
+    path.exists() && fs::read(path).map_or(true, |bytes| bytes != TRIAL.as_bytes())
+}
+
 /// The service's user, who is none of this machine's, must be able to read it, whatever the umask.
-fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let failed = || format!("{} can't be written", path.display());
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).with_context(failed)?;
@@ -303,7 +311,7 @@ fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
     let new = beside(path, "new");
     fs::write(&new, text).with_context(failed)?;
     fs::set_permissions(&new, fs::Permissions::from_mode(0o644)).with_context(failed)?;
-    if force && path.exists() {
+    if is_somebodys_work(path) {
         fs::rename(path, beside(path, "old")).with_context(failed)?;
     }
     fs::rename(&new, path).with_context(failed)
@@ -374,7 +382,8 @@ fn next_steps(answers: &Answers, path: &Path, to_do: &[String]) -> anyhow::Resul
         ));
     }
     steps.push("Paste the block above into each FortiGate".to_owned());
-    steps.push("systemctl enable --now ftm-relay".to_owned());
+    // Not `enable --now`, which would leave a trial running that was started before.
+    steps.push("systemctl enable ftm-relay && systemctl restart ftm-relay".to_owned());
     steps.push("ftm-relay send-test --channel mail --to YOUR_ADDRESS".to_owned());
     steps.push("ftm-relay doctor".to_owned());
     say("\nNext:")?;
