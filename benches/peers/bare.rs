@@ -61,11 +61,11 @@ fn serve(read: impl Fn(TcpStream) + Clone + Send + 'static) -> Result<()> {
 
 fn drain(from: &mut impl Read) {
     let mut buffer = vec![0; READ_BYTES];
-    let mut lines = 0;
     while let Ok(read @ 1..) = from.read(&mut buffer) {
-        lines += memchr_iter(b'\n', &buffer[..read]).count();
+        for end in memchr_iter(b'\n', &buffer[..read]) {
+            black_box(end);
+        }
     }
-    black_box(lines);
 }
 
 /// The parent's side: the child and the port it listens on.

@@ -42,8 +42,7 @@ impl<'a> Header<'a> {
 
 /// Splits a message. It always answers: what isn't a header is body.
 pub(super) fn read(bytes: &[u8]) -> Header<'_> {
-    let rest = trim_start(without_priority(trim(bytes)));
-    let rest = trim_start(rest.strip_prefix(b"\xef\xbb\xbf").unwrap_or(rest));
+    let rest = behind_priority(trim(bytes));
     if begins_body(rest) {
         return Header::none(rest);
     }
@@ -79,6 +78,15 @@ pub(super) fn read(bytes: &[u8]) -> Header<'_> {
         }
         Err(_) => Header::none(from_first_body(rest)),
     }
+}
+
+/// Whether a field or JSON stands right behind the priority, as FortiOS writes all formats but CEF: such a message has no header.
+pub(super) fn begins_with_field(bytes: &[u8]) -> bool {
+    is_field_or_json(behind_priority(trim_start(bytes)))
+}
+
+fn behind_priority(bytes: &[u8]) -> &[u8] {
+    after_mark(trim_start(without_priority(bytes)))
 }
 
 fn variant_is_5424(variant: Variant) -> bool {
@@ -130,13 +138,17 @@ fn without_priority(bytes: &[u8]) -> &[u8] {
 
 /// Whether the body begins right here: a field, JSON, or CEF (whose tag a relay may have eaten).
 fn begins_body(rest: &[u8]) -> bool {
+    is_field_or_json(rest)
+        || rest.starts_with(b"CEF:")
+        || rest.starts_with(b"0|")
+        || rest.iter().all(|byte| is_name(*byte))
+}
+
+fn is_field_or_json(rest: &[u8]) -> bool {
     let name = rest.iter().take_while(|byte| is_name(**byte)).count();
     match rest.get(name) {
         Some(b'=') => name > 0,
         Some(b'{') => name == 0,
-        Some(b':') => &rest[..name] == b"CEF",
-        Some(b'|') => &rest[..name] == b"0",
-        None => true,
         _ => false,
     }
 }
