@@ -345,6 +345,7 @@ fn owned(
         expires_at: expiry(token, activation.received_at),
         token: serial.clone(),
         person,
+        is_activated: token.is_activated,
     };
     Inquiry::Proven {
         evidence,
@@ -371,6 +372,7 @@ fn tie(tokens: &[Token], terms: &Terms<'_>) -> Inquiry {
                     expires_at: None,
                     token: token.serial.clone(),
                     person: (terms.person)(&owner.name),
+                    is_activated: true,
                 },
                 holder: owner.name.clone(),
                 said: format!("token {} is held by {}", token.serial, shown(&owner.name)),
