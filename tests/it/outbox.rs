@@ -1788,6 +1788,12 @@ async fn codes_whose_person_is_open_replace_each_other_only_once_it_is_settled(h
     codes.sort();
     assert_eq!(codes, [CODE_B, CODE_A]);
 
+    // What is settled and on its way isn't replaced either, before it is known by whose.
+    let settled = routed(&*outbox, event("dave", CODE_A, at), vec![by("other")]).await;
+    let open = put(&*outbox, unsettled("dave", CODE_B, newer)).await;
+    assert_eq!(state(&*outbox, &settled).await, State::Received);
+    outbox.command(&open, Command::Cancel, newer).await.unwrap();
+
     // One person's: in whichever order they are settled only the newer goes out, and the other's code is wiped.
     for (user, order) in [("bob", [0, 1]), ("carol", [1, 0])] {
         let old = put(&*outbox, unsettled(user, CODE_A, at)).await;
