@@ -130,6 +130,62 @@ async fn the_logs_of_the_vdoms_that_were_heard_of_are_read_after_a_restart_too()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn forged_names_of_vdoms_are_forgotten_and_keep_no_real_one_from_being_read() {
+    let device = FortiGate::start().await;
+    device.state().vdoms = vec!["root".to_owned(), "customer-a".to_owned()];
+    let mut relay = Relay::start(&config(&device));
+    reading(&device);
+    let kept = |relay: &Relay| {
+        let file = std::fs::read_to_string(relay.state().join("catch-up.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&file).unwrap()[fortigate::SERIAL].clone()
+    };
+    let of = |vdom: &str, event: Event| Event {
+        vdom: vdom.to_owned(),
+        ..event
+    };
+    let names = |kept: &serde_json::Value, key: &str| kept[key].as_array().unwrap().len();
+    // Without the device's word, while it says nothing, only so many are kept.
+    device.state().fault = Some(Fault::Status(503));
+    for n in 0..40 {
+        let forged = of(&format!("forged-{n}"), Event::code(n, "mallory"));
+        relay.send_udp(&forged.line());
+    }
+    until("the forged lines", || {
+        (relay.metric("ftm_relay_activations_total", &[]) >= 40.0).then_some(())
+    });
+    assert_eq!(names(&kept(&relay), "heard"), 16);
+    let said = |relay: &Relay, words: &str| relay.logged().matches(words).count();
+    assert_eq!(said(&relay, "names more VDOMs than are kept"), 1);
+    device.state().fault = None;
+    until("them to be forgotten", || {
+        (names(&kept(&relay), "heard") == 0).then_some(())
+    });
+    assert_eq!(said(&relay, "refuses 16 of the VDOMs"), 1);
+    assert_eq!(said(&relay, "24 events named others"), 1);
+    // A real one is remembered, by the device's own word.
+    relay.send_udp(&of("customer-a", Event::code(50, "alice")).line());
+    until("the device to be asked about it", || {
+        (names(&kept(&relay), "vdoms") == 1).then_some(())
+    });
+    relay.kill();
+    device
+        .state()
+        .log(&of("customer-a", Event::code(51, "bob")));
+    relay.run();
+    until("bob's code", || {
+        users(&relay).contains(&"bob".to_owned()).then_some(())
+    });
+    until(
+        "the log to be read whole in spite of the forged names",
+        || {
+            let labels = [("device", fortigate::SERIAL)];
+            (relay.metric("ftm_relay_device_caught_up_timestamp_seconds", &labels) > 0.0)
+                .then_some(())
+        },
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_read_is_said_once_and_caught_up_when_it_can() {
     let device = FortiGate::start().await;
     device.state().fault = Some(Fault::HalfJson);
