@@ -50,8 +50,13 @@ use crate::template::Templates;
 
 /// So many cases are looked up at the same time.
 const CASES_AT_ONCE: usize = 32;
-/// Longer than any directory may take.
+/// Longer than the device and the directories may take together.
 const CASE_LEASE: Duration = Duration::from_secs(120);
+// A case whose lease ends while it is asked about is asked about again and never decided.
+const _: () = assert!(
+    inquiry::PATIENCE.as_secs() + survey::LOOKUPS_LIMIT.as_secs() < CASE_LEASE.as_secs(),
+    "the device and the directories together must answer within the lease of a case"
+);
 /// The longest sleep, so that a clock that was set back can't stop the cases.
 const POLL: Duration = Duration::from_secs(10);
 /// The shortest sleep, so that a case that can't be leased yet costs no processor.
