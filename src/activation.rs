@@ -158,6 +158,9 @@ pub enum Standing {
     /// The log says so, and that is enough.
     #[default]
     Logged,
+    /// The log says so, and that is enough; but the device has an API and is asked first whose it is, for `user` may be the
+    /// administrator at work.
+    Unsettled,
     /// `confirm = true`: the log says so, and that counts for nothing before the device has confirmed it.
     Provisional,
     /// The device itself has said so.

@@ -137,6 +137,7 @@ struct Known {
     name: Option<String>,
     speakers: Option<Vec<Speaker>>,
     validity: Duration,
+    has_api: bool,
     confirm: bool,
 }
 
@@ -185,6 +186,11 @@ impl Recognised<'_> {
     /// `confirm = true`: what it logs counts for nothing before the device itself has confirmed it.
     pub fn must_be_confirmed(&self) -> bool {
         self.known.is_some_and(|known| known.confirm)
+    }
+
+    /// It has `api`: whose a code is, the device itself can say.
+    pub fn can_be_asked(&self) -> bool {
+        self.known.is_some_and(|known| known.has_api)
     }
 
     /// Whether it has `peers` at all.
@@ -281,6 +287,7 @@ impl Devices {
             name: config.name,
             speakers,
             validity: validity.unwrap_or(self.default_validity),
+            has_api: config.api.is_some(),
             confirm: config.confirm.is_some_and(Spanned::into_inner),
         });
         is_good

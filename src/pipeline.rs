@@ -319,9 +319,10 @@ impl Pipeline {
             .time_key()
             .unwrap_or_else(|| frame.received_at.as_second().to_string());
         let (event_time, skew) = event_time(record, frame.received_at, &mut reading.notes);
-        let standing = match recognised.must_be_confirmed() && event.stage == Stage::CodeSent {
-            true => Standing::Provisional,
-            false => Standing::Logged,
+        let standing = match event.stage {
+            Stage::CodeSent if recognised.must_be_confirmed() => Standing::Provisional,
+            Stage::CodeSent if recognised.can_be_asked() => Standing::Unsettled,
+            _ => Standing::Logged,
         };
         let Recognised {
             device, validity, ..

@@ -719,7 +719,6 @@ impl Reader {
                 id,
                 superseded,
                 late,
-                activated,
             } => {
                 if activation.stage == Stage::CodeSent {
                     self.metrics.activation(if activation.code.is_some() {
@@ -730,9 +729,6 @@ impl Reader {
                 }
                 for _ in 0..*superseded + usize::from(*late) {
                     self.metrics.ended("superseded");
-                }
-                if *activated {
-                    self.metrics.ended("cancelled");
                 }
                 let what = if activation.stage == Stage::CodeSent && activation.code.is_none() {
                     ", without a code"
@@ -820,10 +816,7 @@ impl Reader {
             .map_err(|e| format!("{e:#}"))?;
         match stored.first() {
             Some(Stored::New {
-                id,
-                late: false,
-                activated: false,
-                ..
+                id, late: false, ..
             }) => Ok(Answer::Resent(Resent {
                 id: id.clone(),
                 user: again.user,
@@ -832,7 +825,7 @@ impl Reader {
                 expires_at: again.expires_at,
             })),
             _ => Err(format!(
-                "a newer code of {user} is on its way already, or its token was just activated; see `ftm-relay queue list --user {user}`"
+                "a newer code of {user} is on its way already; see `ftm-relay queue list --user {user}`"
             )),
         }
     }

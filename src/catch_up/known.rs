@@ -1,4 +1,6 @@
-//! What must outlast a restart: since when each device is known, and of which of its VDOMs an event was seen.
+//! What must outlast a restart: since when each device is known, and which VDOMs it has.
+//!
+//! A line of log may name any VDOM. So the device is asked about each name, and one that it doesn't know is forgotten.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,19 +17,40 @@ use std::sync::PoisonError;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::Serialize;
+use tracing::info;
 use tracing::warn;
 
 /// In the state directory.
 const FILE: &str = "catch-up.json";
 /// So many VDOMs of one device are remembered; with more, write `vdoms`.
 const MAX_VDOMS: usize = 64;
+/// So many names wait for the device to be asked about them: whoever forges lines makes neither file nor readings long.
+const MAX_HEARD: usize = 16;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Device {
     /// Before this, its codes were nobody's business here.
     since: Timestamp,
-    /// The VDOMs of its events.
+    /// The VDOMs of which it has answered.
     vdoms: BTreeSet<String>,
+    /// Those that only the log has named.
+    #[serde(default)]
+    heard: BTreeSet<String>,
+    /// How many events named others while there was no room for them.
+    #[serde(skip)]
+    refused: u64,
+    /// Its VDOMs are written in the configuration, so what its log names doesn't matter.
+    #[serde(skip)]
+    is_written: bool,
+}
+
+/// What a device said about the VDOMs that were read.
+#[derive(Default)]
+pub(super) struct Said {
+    /// It answered for these.
+    pub(super) has: Vec<String>,
+    /// It answered for others, and refused these.
+    pub(super) refuses: Vec<String>,
 }
 
 /// The devices whose logs are read, kept in a file. Should that be lost, they are as good as new: what happened before is not
@@ -61,15 +84,19 @@ impl Known {
         }
     }
 
-    /// These devices are known from now on, if they weren't.
-    pub(super) fn meet<'i>(&self, ids: impl Iterator<Item = &'i str>, now: Timestamp) {
+    /// These devices are known from now on, if they weren't; each with whether its VDOMs are written in the configuration.
+    pub(super) fn meet<'i>(&self, met: impl Iterator<Item = (&'i str, bool)>, now: Timestamp) {
         let mut devices = self.devices();
         let before = devices.len();
-        for id in ids {
-            devices.entry(id.to_owned()).or_insert_with(|| Device {
+        for (id, is_written) in met {
+            let device = devices.entry(id.to_owned()).or_insert_with(|| Device {
                 since: now,
                 vdoms: BTreeSet::new(),
+                heard: BTreeSet::new(),
+                refused: 0,
+                is_written,
             });
+            device.is_written = is_written;
         }
         if devices.len() > before {
             self.save(&devices);
@@ -82,9 +109,50 @@ impl Known {
         let Some(device) = devices.get_mut(id) else {
             return;
         };
-        if device.vdoms.len() < MAX_VDOMS && device.vdoms.insert(vdom.to_owned()) {
-            self.save(&devices);
+        if device.is_written
+            || vdom == "root"
+            || device.vdoms.contains(vdom)
+            || device.heard.contains(vdom)
+        {
+            return;
         }
+        if device.heard.len() == MAX_HEARD || device.vdoms.len() + device.heard.len() >= MAX_VDOMS {
+            if device.refused == 0 {
+                warn!(device = %id, "The log of {id} names more VDOMs than are kept before it has been asked about them; events that only the log of another one holds are not caught up (write `vdoms`, and see who sends such lines)");
+            }
+            device.refused += 1;
+            return;
+        }
+        device.heard.insert(vdom.to_owned());
+        self.save(&devices);
+    }
+
+    /// The device was asked about the VDOMs that its log names.
+    pub(super) fn asked(&self, id: &str, said: Said) {
+        let mut devices = self.devices();
+        let Some(device) = devices.get_mut(id) else {
+            return;
+        };
+        let before = device.heard.len();
+        for vdom in said.has {
+            if device.heard.remove(&vdom) {
+                device.vdoms.insert(vdom);
+            }
+        }
+        let known = device.heard.len();
+        device.heard.retain(|vdom| !said.refuses.contains(vdom));
+        let forgotten = known - device.heard.len();
+        if forgotten > 0 {
+            warn!(device = %id, "{id} refuses {forgotten} of the VDOMs that lines of its log name, so they are forgotten; the lines may be forged, or its API administrator lacks these VDOMs");
+        }
+        if device.heard.len() == before {
+            return;
+        }
+        if device.refused > 0 {
+            info!(device = %id, "There is room again for the VDOMs of {id}; {} events named others meanwhile", device.refused);
+            device.refused = 0;
+        }
+        self.save(&devices);
     }
 
     /// Since when a device is known.
@@ -92,14 +160,23 @@ impl Known {
         self.devices().get(id).map(|device| device.since)
     }
 
-    /// `root`, and the VDOMs of which events were seen.
+    /// `root`, the VDOMs of which it has answered, and those that its log has named since.
     pub(super) fn vdoms(&self, id: &str) -> Vec<String> {
         let devices = self.devices();
-        let heard = devices.get(id).map(|device| &device.vdoms);
-        let others = heard.into_iter().flatten().filter(|vdom| *vdom != "root");
+        let device = devices.get(id).into_iter();
+        let named = device.flat_map(|device| device.vdoms.iter().chain(&device.heard));
+        let others = named.filter(|vdom| *vdom != "root");
         std::iter::once("root".to_owned())
             .chain(others.cloned())
             .collect()
+    }
+
+    /// Those that only its log has named.
+    pub(super) fn unsure(&self, id: &str) -> BTreeSet<String> {
+        let devices = self.devices();
+        let device = devices.get(id);
+        let open = device.filter(|device| !device.is_written);
+        open.map_or_else(BTreeSet::new, |device| device.heard.clone())
     }
 
     fn devices(&self) -> MutexGuard<'_, BTreeMap<String, Device>> {

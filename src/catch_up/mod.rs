@@ -35,6 +35,7 @@ use crate::metrics;
 use crate::metrics::Metrics;
 
 use known::Known;
+use known::Said;
 
 /// So many devices are read at the same time.
 const DEVICES_AT_ONCE: usize = 32;
@@ -84,6 +85,7 @@ struct Round {
     device: Arc<FortiGate>,
     progress: Progress,
     new: u64,
+    said: Said,
     error: Option<ApiError>,
 }
 
@@ -105,7 +107,7 @@ impl CatchUp {
         })
     }
 
-    /// An event of this device was taken; its VDOM's log will be read, too.
+    /// An event of this device was taken; its VDOM's log will be read, too, if the device knows it.
     pub fn heard(&self, device: &Device) {
         self.known.heard(&device.id, &device.vdom);
     }
@@ -140,8 +142,8 @@ impl CatchUp {
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if may_begin => {
                     if let Some((device, progress)) = self.next(&mut schedule, &plan) {
-                        let vdoms = self.vdoms(&device);
-                        rounds.spawn(read(device, vdoms, Arc::clone(&plan), progress, Arc::clone(&taker)));
+                        let (vdoms, unsure) = (self.vdoms(&device), self.known.unsure(device.id()));
+                        rounds.spawn(read(device, vdoms, unsure, Arc::clone(&plan), progress, Arc::clone(&taker)));
                     }
                 }
                 Some(round) = rounds.join_next() => self.finish(round??, &plan, &mut schedule),
@@ -153,8 +155,10 @@ impl CatchUp {
     fn schedule(&self, schedule: &mut Schedule, plan: &Plan) {
         let reads = |device: &FortiGate| device.catch_up().every.is_some();
         let read = plan.fleet.all().filter(|device| reads(device));
-        self.known
-            .meet(read.map(|device| device.id()), Timestamp::now());
+        self.known.meet(
+            read.map(|device| (device.id(), device.catch_up().vdoms.is_some())),
+            Timestamp::now(),
+        );
         schedule.plan += 1;
         schedule.due.clear();
         schedule
@@ -200,8 +204,10 @@ impl CatchUp {
             device,
             mut progress,
             new,
+            said,
             error,
         } = round;
+        self.known.asked(device.id(), said);
         let label = metrics::Device {
             device: device.id().to_owned(),
         };
@@ -255,19 +261,22 @@ fn oldest(device: &FortiGate) -> Timestamp {
     now.checked_sub(back).unwrap_or(now)
 }
 
-/// Reads one device's log, VDOM by VDOM.
+/// Reads one device's log, VDOM by VDOM. Of those that are `unsure` a refusal is no failure.
 async fn read(
     device: Arc<FortiGate>,
     vdoms: Vec<String>,
+    unsure: BTreeSet<String>,
     plan: Arc<Plan>,
     mut progress: Progress,
     taker: Arc<dyn Taker>,
 ) -> anyhow::Result<Round> {
     let began = Timestamp::now();
-    let (mut new, mut error) = (0, None);
+    let (mut new, mut error, mut said) = (0, None, Said::default());
+    let mut refused = Vec::new();
     for vdom in vdoms {
         match device.events(&vdom, &plan.ids, progress.since).await {
             Ok(events) => {
+                said.has.push(vdom);
                 error = error.or(events.missing);
                 let records = events.records.into_iter();
                 let frames: Vec<Frame> = records
@@ -278,7 +287,17 @@ async fn read(
                     new += taker.take(some.to_vec()).await?;
                 }
             }
-            Err(e) => error = error.or(Some(e)),
+            Err(e) => refused.push((vdom, e)),
+        }
+    }
+    // What is refused for every VDOM is no word on any of them.
+    let is_answering = !said.has.is_empty();
+    for (vdom, e) in refused {
+        let refuses = matches!(e, ApiError::Refused { .. } | ApiError::Forbidden { .. });
+        if is_answering && refuses && unsure.contains(&vdom) {
+            said.refuses.push(vdom);
+        } else {
+            error = error.or(Some(e));
         }
     }
     if error.is_none() {
@@ -288,6 +307,7 @@ async fn read(
         device,
         progress,
         new,
+        said,
         error,
     })
 }

@@ -22,7 +22,7 @@ use crate::outbox::Evidence;
 /// `two-factor-ftm-expiry` is 168 h at most, so a device that claims more is not believed.
 const MAX_LIFE: SignedDuration = SignedDuration::from_hours(168);
 /// Longer than a device may take for all that it is asked about one event.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// A code that the log shows waits so long for the device to say whose it is, unless it must be confirmed.
 const COURTESY: Duration = Duration::from_secs(5);
 
@@ -345,6 +345,7 @@ fn owned(
         expires_at: expiry(token, activation.received_at),
         token: serial.clone(),
         person,
+        is_activated: token.is_activated,
     };
     Inquiry::Proven {
         evidence,
@@ -371,6 +372,7 @@ fn tie(tokens: &[Token], terms: &Terms<'_>) -> Inquiry {
                     expires_at: None,
                     token: token.serial.clone(),
                     person: (terms.person)(&owner.name),
+                    is_activated: true,
                 },
                 holder: owner.name.clone(),
                 said: format!("token {} is held by {}", token.serial, shown(&owner.name)),

@@ -22,6 +22,7 @@ use tracing::info;
 use tracing::warn;
 
 use crate::activation::Stage;
+use crate::activation::Standing;
 use crate::backoff;
 use crate::channel::Channel;
 use crate::directory::Directories;
@@ -29,6 +30,7 @@ use crate::dispatch::case::Facts;
 use crate::dispatch::case::Situation;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::HealthState;
+use crate::dispatch::inquiry::Inquiry;
 use crate::dispatch::survey::Survey;
 use crate::dispatch::worker::Worker;
 use crate::fortios::Fleet;
@@ -48,8 +50,13 @@ use crate::template::Templates;
 
 /// So many cases are looked up at the same time.
 const CASES_AT_ONCE: usize = 32;
-/// Longer than any directory may take.
+/// Longer than the device and the directories may take together.
 const CASE_LEASE: Duration = Duration::from_secs(120);
+// A case whose lease ends while it is asked about is asked about again and never decided.
+const _: () = assert!(
+    inquiry::PATIENCE.as_secs() + survey::LOOKUPS_LIMIT.as_secs() < CASE_LEASE.as_secs(),
+    "the device and the directories together must answer within the lease of a case"
+);
 /// The longest sleep, so that a clock that was set back can't stop the cases.
 const POLL: Duration = Duration::from_secs(10);
 /// The shortest sleep, so that a case that can't be leased yet costs no processor.
@@ -308,6 +315,13 @@ impl Dispatcher {
             lookup_wait: Duration::try_from(due.duration_since(now)).unwrap_or_default(),
             now,
         });
+        let leaves = matches!(
+            decision.step.state,
+            Some(CaseState::Routed | CaseState::NeedsAttention)
+        );
+        decision.step.settles = leaves
+            && case.activation.origin.standing == Standing::Unsettled
+            && matches!(inquiry, None | Some(Inquiry::Stands(_)));
         decision.step.evidence = evidence;
         decision.step.trace = trace;
         if let Some(other) = &decision.mismatch {
@@ -340,16 +354,21 @@ impl Dispatcher {
             self.metrics.ended("cancelled");
         }
         let held = wanted == Some(CaseState::Routed) && state == CaseState::NeedsAttention;
-        if let Some(outcome) = decision.ended.or(held.then_some("held")) {
+        // Another code has taken its place, and its end was counted as that; or it still waits for the other.
+        let is_overtaken = !held && wanted.is_some_and(|wanted| wanted != state);
+        if let Some(outcome) = decision.ended.or(held.then_some("held"))
+            && !is_overtaken
+        {
             self.metrics.ended(outcome);
         }
         if waits && let Some(why) = &why {
             info!(activation.id = %case.id, "{} waits and is looked at again: {why}", case.id);
         }
-        if wanted.is_some() {
+        if wanted.is_some() && !(is_overtaken && state == case.state) {
             let activation = &case.activation;
             let why = match why {
                 _ if held => ": over [limits] per_person".to_owned(),
+                _ if is_overtaken => String::new(),
                 why => why.map(|r| format!(": {r}")).unwrap_or_default(),
             };
             info!(activation.id = %case.id, user = %activation.user, device = %activation.device.name, "{} is {}{why}", case.id, word(state));

@@ -21,9 +21,8 @@ use crate::outbox::By;
 use crate::outbox::Evidence;
 use crate::outbox::Finding;
 
-/// All the directories together. With the device's patience it is shorter than the lease of a case: a case whose lease ends
-/// while it is asked about is asked about again and never decided.
-const LOOKUPS_LIMIT: Duration = Duration::from_secs(50);
+/// All the directories together.
+pub(super) const LOOKUPS_LIMIT: Duration = Duration::from_secs(50);
 
 /// What was said.
 pub struct Survey {

@@ -151,6 +151,9 @@ impl FortiGate {
                 return Ok(found);
             }
             start += read;
+            if start >= ROWS_PER_PAGE * MAX_PAGES {
+                break;
+            }
         }
         // What was found is of use, and on a device whose newest come first it is what matters.
         found.missing = Some(ApiError::nonsense(format!(

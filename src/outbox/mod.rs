@@ -129,8 +129,6 @@ pub enum Stored {
         superseded: usize,
         /// A newer code for the same person was already there, so this one will not go out.
         late: bool,
-        /// Its token was activated already, so this one will not go out either.
-        activated: bool,
     },
     /// The same event was there already.
     Duplicate,
@@ -141,7 +139,7 @@ pub enum Stored {
 pub struct Advanced {
     /// The state it is in now: not the one of the step if [`Step::limit`] holds it, or if its code came too late.
     pub state: CaseState,
-    /// How many pending activations were replaced by [`Step::evidence`], itself included, without those whose end was
+    /// How many pending activations were replaced by [`Step::evidence`] or [`Step::settles`], itself included, without those whose end was
     /// counted before.
     pub superseded: usize,
     /// How many an activated token ended, counted in the same way.
@@ -300,6 +298,9 @@ pub struct Step {
     pub due_at: Option<Timestamp>,
     /// What the device said. It is kept even if the limit holds the rest.
     pub evidence: Option<Evidence>,
+    /// Whose it is was still open ([`Standing::Unsettled`]), and the log's word stands: from now on it may replace others of
+    /// the same person, and be replaced.
+    pub settles: bool,
     /// What was believed, and why; what stands in the trace already is not repeated.
     pub trace: Vec<Finding>,
 }
@@ -316,6 +317,8 @@ pub struct Evidence {
     pub token: String,
     /// Whose token it is, normalised as the log's user is.
     pub person: String,
+    /// A phone has the token, so a code of it that was sent before is spent.
+    pub is_activated: bool,
 }
 
 impl Evidence {

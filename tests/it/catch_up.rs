@@ -60,7 +60,7 @@ async fn a_code_that_syslog_lost_arrives_and_one_that_it_brought_arrives_once() 
     assert_eq!(users(&relay), ["alice", "bob"]);
     let labels = [("device", fortigate::SERIAL)];
     assert_eq!(relay.metric("ftm_relay_caught_up_total", &labels), 1.0);
-    assert!(relay.metric("ftm_relay_device_caught_up_timestamp_seconds", &labels) > 0.0);
+    assert!(caught_up(&relay) > 0.0);
     let mails = Relay::files(&relay.dir.path().join("mail"));
     let holds = |n| {
         mails
@@ -127,6 +127,165 @@ async fn the_logs_of_the_vdoms_that_were_heard_of_are_read_after_a_restart_too()
     until("bob's mail", || {
         (relay.states() == ["accepted"; 2]).then_some(())
     });
+}
+
+/// When the log was last read whole; 0: never.
+fn caught_up(relay: &Relay) -> f64 {
+    let labels = [("device", fortigate::SERIAL)];
+    relay.metric("ftm_relay_device_caught_up_timestamp_seconds", &labels)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_log_that_is_too_long_to_be_read_the_newest_arrive() {
+    let device = FortiGate::start().await;
+    let relay = Relay::start(&config(&device));
+    // Until then the device isn't known, and nothing of its past is read.
+    reading(&device);
+    let oldest = Event::code(1, "too-old");
+    {
+        let mut state = device.state();
+        state.ignores_filters = true;
+        state.log(&oldest);
+        // A device that doesn't filter shows whatever its system has to say.
+        for n in 1..20_200 {
+            let eventtime = oldest.eventtime + n * 1_000_000;
+            state.log_record(
+                "root",
+                serde_json::json!({"eventtime": eventtime, "logid": "0100032001", "vd": "root"}),
+            );
+        }
+        state.log(&Event::code(2, "alice").later(30));
+    }
+    until("alice's mail", || {
+        (relay.states() == ["accepted"]).then_some(())
+    });
+    until("it to be said", || {
+        relay
+            .logged()
+            .contains("has more than 20000 records in its log (memory)")
+            .then_some(())
+    });
+    // The next one arrives as well, and the first one not again.
+    device.state().log(&Event::code(3, "bob").later(31));
+    until("bob's mail", || {
+        (relay.states() == ["accepted"; 2]).then_some(())
+    });
+    assert_eq!(users(&relay), ["alice", "bob"]);
+    assert_eq!(
+        relay.metric("ftm_relay_activations_total", &[("outcome", "duplicate")]),
+        0.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vdom_that_is_dead_keeps_no_other_ones_events_from_arriving() {
+    for configured in [
+        "vdoms = [\"gone\", \"root\"]",
+        "vdoms = [\"root\", \"gone\"]",
+    ] {
+        let device = FortiGate::start().await;
+        let config = config(&device).replace("catch_up", &format!("{configured}\ncatch_up"));
+        let relay = Relay::start(&config);
+        reading(&device);
+        for (n, user) in [(1, "alice"), (2, "bob")] {
+            device.state().log(&Event::code(n, user));
+            until("the mail", || {
+                (relay.states() == vec!["accepted"; n as usize]).then_some(())
+            });
+            reading(&device);
+        }
+        let duplicates = [("outcome", "duplicate")];
+        assert_eq!(
+            relay.metric("ftm_relay_activations_total", &duplicates),
+            0.0,
+            "what was handed over is known, though the reading isn't whole"
+        );
+        assert_eq!(caught_up(&relay), 0.0);
+        assert_eq!(relay.logged().matches("nothing is caught up").count(), 1);
+        assert!(relay.logged().contains("gone"));
+        device.state().vdoms.push("gone".to_owned());
+        until("the log to be read whole", || {
+            (caught_up(&relay) > 0.0).then_some(())
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_clock_is_ahead_is_caught_up_and_so_it_is_once_its_clock_is_right() {
+    let device = FortiGate::start().await;
+    let relay = Relay::start(&config(&device));
+    reading(&device);
+    // Two hours ahead, then right.
+    for (n, (user, ahead)) in (1..).zip([("alice", 7200), ("bob", 7201), ("carol", 0)]) {
+        device.state().log(&Event::code(n, user).later(ahead));
+        until("the mail", || {
+            (relay.states() == vec!["accepted"; n as usize]).then_some(())
+        });
+        reading(&device);
+    }
+    assert_eq!(users(&relay), ["alice", "bob", "carol"]);
+    let duplicates = [("outcome", "duplicate")];
+    assert_eq!(
+        relay.metric("ftm_relay_activations_total", &duplicates),
+        0.0,
+        "each reading finds those again whose time is still to come"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_names_of_vdoms_are_forgotten_and_keep_no_real_one_from_being_read() {
+    let device = FortiGate::start().await;
+    device.state().vdoms = vec!["root".to_owned(), "customer-a".to_owned()];
+    let mut relay = Relay::start(&config(&device));
+    reading(&device);
+    let kept = |relay: &Relay| {
+        let file = std::fs::read_to_string(relay.state().join("catch-up.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&file).unwrap()[fortigate::SERIAL].clone()
+    };
+    let of = |vdom: &str, event: Event| Event {
+        vdom: vdom.to_owned(),
+        ..event
+    };
+    let names = |kept: &serde_json::Value, key: &str| kept[key].as_array().unwrap().len();
+    // Without the device's word, while it says nothing, only so many are kept.
+    device.state().fault = Some(Fault::Status(503));
+    for n in 0..40 {
+        let forged = of(&format!("forged-{n}"), Event::code(n, "mallory"));
+        relay.send_udp(&forged.line());
+    }
+    until("the forged lines", || {
+        (relay.metric("ftm_relay_activations_total", &[]) >= 40.0).then_some(())
+    });
+    assert_eq!(names(&kept(&relay), "heard"), 16);
+    let said = |relay: &Relay, words: &str| relay.logged().matches(words).count();
+    until("it to be said", || {
+        (said(&relay, "names more VDOMs than are kept") == 1).then_some(())
+    });
+    device.state().fault = None;
+    until("them to be forgotten", || {
+        (names(&kept(&relay), "heard") == 0).then_some(())
+    });
+    until("it to be said", || {
+        let once = |words| said(&relay, words) == 1;
+        (once("refuses 16 of the VDOMs") && once("24 events named others")).then_some(())
+    });
+    // A real one is remembered, by the device's own word.
+    relay.send_udp(&of("customer-a", Event::code(50, "alice")).line());
+    until("the device to be asked about it", || {
+        (names(&kept(&relay), "vdoms") == 1).then_some(())
+    });
+    relay.kill();
+    device
+        .state()
+        .log(&of("customer-a", Event::code(51, "bob")));
+    relay.run();
+    until("bob's code", || {
+        users(&relay).contains(&"bob".to_owned()).then_some(())
+    });
+    until(
+        "the log to be read whole in spite of the forged names",
+        || (caught_up(&relay) > 0.0).then_some(()),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -375,6 +375,123 @@ async fn where_the_device_ties_the_token_to_another_user_its_word_stands() {
     }
 }
 
+/// Puts these events in one commit, so that each is kept before the device is asked about any.
+fn replay(relay: &Relay, events: &[Event]) {
+    let lines: Vec<u8> = events
+        .iter()
+        .flat_map(|event| [event.line(), b"\n".to_vec()].concat())
+        .collect();
+    let file = relay.dir.path().join("events.log");
+    std::fs::write(&file, lines).unwrap();
+    let done = relay.cli(&["replay", file.to_str().unwrap(), "--yes"]);
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_codes_that_one_administrator_sent_quickly_both_reach_their_persons() {
+    for more in ["", "confirm = true\n"] {
+        let scene = Scene::new().await;
+        {
+            let mut state = scene.gate.state();
+            state.add_token(2, later(48));
+            state.add_user("bob", 2, "bob@example.com");
+            state.add_token(3, later(48));
+            state.add_admin("admin", 3, "admin@example.com");
+        }
+        let relay = scene.start(more);
+        let sent_by_admin = |n| Event {
+            user: "admin".to_owned(),
+            ..Event::code(n, "somebody")
+        };
+        // The last one is the administrator's own: it is not the newer one of the others.
+        let events = [1, 2, 3].map(|n| sent_by_admin(n).later(i64::from(n)));
+        replay(&relay, &events);
+        if !more.is_empty() {
+            // A disagreement between log and device is for a person to decide.
+            until("the administrator's own", || {
+                (cases(&relay) == ["accepted", "needs-attention", "needs-attention"]).then_some(())
+            });
+            for id in ["A1", "A2"] {
+                assert!(relay.cli(&["queue", "retry", id]).status.success());
+            }
+        }
+        until("all three", || {
+            (cases(&relay) == ["accepted"; 3]).then_some(())
+        });
+        let mut sent: Vec<_> = scene
+            .sent()
+            .iter()
+            .map(|data| {
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                (text(&data["recipient"]["email"]), text(&data["code"]))
+            })
+            .collect();
+        sent.sort();
+        let to = |user: &str, n| (format!("{user}@example.com"), code(n));
+        assert_eq!(
+            sent,
+            [to("admin", 3), to("alice", 1), to("bob", 2)],
+            "{more}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_codes_that_one_person_got_quickly_are_the_newer_one() {
+    // The device knows the newer code alone, or says nothing at all.
+    for fault in [None, Some(Fault::Status(503))] {
+        let scene = Scene::new().await;
+        {
+            let mut state = scene.gate.state();
+            state.set_token(1, "activation-code", code(2));
+            state.fault = fault.clone();
+        }
+        let relay = scene.start("");
+        let events = [1, 2].map(|n| Event::code(n, "alice").later(i64::from(n)));
+        replay(&relay, &events);
+        until("the newer one to be all", || {
+            (relay.states() == ["accepted", "superseded"]).then_some(())
+        });
+        let codes: Vec<_> = scene.sent().iter().map(|d| d["code"].clone()).collect();
+        assert_eq!(codes, [code(2)], "{fault:?}");
+        assert_eq!(story(&relay, "A1")["state"], "superseded");
+        let ended =
+            |outcome| relay.metric("ftm_relay_activations_ended_total", &[("outcome", outcome)]);
+        assert_eq!((ended("superseded"), ended("accepted")), (1.0, 1.0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_line_that_says_activated_keeps_no_new_code_from_its_person() {
+    let scene = Scene::new().await;
+    {
+        let mut state = scene.gate.state();
+        state.activate(1);
+        state.add_token(2, later(48));
+        state.add_admin("alice", 2, "alice@example.com");
+    }
+    for more in ["", "confirm = true\n"] {
+        let relay = scene.start(more);
+        // Alice's phone has token 1 indeed; the time is as far ahead as is believed.
+        relay.send_udp(&life("0100032156", 1, "").later(290).line());
+        until("the device to tie it to her", || {
+            let shown = relay.cli(&["queue", "show", "A1", "--json"]);
+            let story: Value = serde_json::from_slice(&shown.stdout).ok()?;
+            trace(&story).contains("is held by alice").then_some(())
+        });
+        let before = scene.sent().len();
+        relay.send_udp(&Event::code(2, "alice").line());
+        until("her new code", || {
+            (scene.sent().len() > before).then_some(())
+        });
+        assert_eq!(scene.sent()[before]["code"], code(2), "{more}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_that_the_log_shows_does_not_wait_for_a_device_that_is_away_or_slow() {
     for fault in [Fault::Status(503), Fault::Silence, Fault::Huge] {

@@ -1,5 +1,6 @@
 //! People in a real slapd that looks like a small Active Directory: found, doubted, remembered, and nobody else.
 
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -319,6 +320,25 @@ async fn the_next_server_answers_for_one_that_is_away() {
         .local_addr()
         .unwrap();
     let toml = ldaps(&slapd, "").replace("url = \"", &format!("url = [\"ldaps://{gone}\", \""));
+    let toml = toml.replace(
+        &format!("{}\"\nbase", slapd.tls),
+        &format!("{}\"]\nbase", slapd.tls),
+    );
+    let directories = in_dir(&slapd, &toml);
+    assert!(email(&directories, &event("alice")).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_servers_leave_time_for_the_one_that_answers() {
+    let slapd = Slapd::start(&people());
+    let mut dead = String::new();
+    for _ in 0..3 {
+        let silent = impostor(|_| Vec::new()).await;
+        write!(dead, "\"ldaps://127.0.0.1:{silent}\", ").unwrap();
+    }
+    // Each may be waited for so long that all three together would take the whole time of a look-up.
+    let toml =
+        ldaps(&slapd, "timeout = \"15s\"\n").replace("url = \"", &format!("url = [{dead}\""));
     let toml = toml.replace(
         &format!("{}\"\nbase", slapd.tls),
         &format!("{}\"]\nbase", slapd.tls),

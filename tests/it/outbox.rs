@@ -114,9 +114,12 @@ every_backend! {
     a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newer
     a_confirmed_code_ends_older_events_of_its_person_that_showed_none
     a_provisional_code_replaces_nothing_until_it_is_confirmed
+    codes_whose_person_is_open_replace_each_other_only_once_it_is_settled
+    a_code_by_the_logs_word_waits_a_moment_for_the_devices_word_on_a_newer_one
     an_event_whose_code_was_found_is_known_when_it_comes_again_with_its_code
     an_activated_token_ends_the_codes_of_its_owner_alone
     a_code_that_comes_after_its_token_was_activated_does_not_go_out
+    a_forged_activation_of_a_token_that_a_phone_has_ends_no_other_code
     the_events_of_a_token_are_one_story_in_whatever_order_they_came
     an_administrator_who_asks_for_many_tokens_ties_no_stories_together
     a_trace_is_kept_without_repeating_itself
@@ -1546,6 +1549,7 @@ fn named(user: &str, code: Option<&str>) -> Evidence {
         expires_at: None,
         token: TOKEN.to_owned(),
         person: user.to_owned(),
+        is_activated: false,
     }
 }
 
@@ -1713,6 +1717,160 @@ async fn a_provisional_code_replaces_nothing_until_it_is_confirmed(home: &dyn Ho
     );
 }
 
+/// A code of a device whose API says whose it is.
+fn unsettled(user: &str, code: &str, at: Timestamp) -> Activation {
+    Activation {
+        origin: Origin {
+            standing: Standing::Unsettled,
+            ..Origin::default()
+        },
+        ..event(user, code, at)
+    }
+}
+
+/// The log's word stands.
+fn by_the_log(user: &str) -> Step {
+    Step {
+        settles: true,
+        ..route(user, vec![by("mail")])
+    }
+}
+
+async fn codes_whose_person_is_open_replace_each_other_only_once_it_is_settled(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let newer = after(at, 1);
+    // Both by the same administrator, as far as the log says.
+    let first = put(&*outbox, unsettled("admin", CODE_A, at)).await;
+    let stored = outbox
+        .put(vec![unsettled("admin", CODE_B, newer)])
+        .await
+        .unwrap();
+    assert!(
+        matches!(
+            &stored[..],
+            [Stored::New {
+                superseded: 0,
+                late: false,
+                ..
+            }]
+        ),
+        "{stored:?}"
+    );
+    let leased = outbox.lease_cases(9, newer, LEASE).await.unwrap().items;
+    let [one, two] = &leased[..] else {
+        panic!("{leased:?}")
+    };
+    assert_eq!(one.activation.origin.standing, Standing::Unsettled);
+    // The second is the administrator's own, and is settled first; the first is not.
+    let advanced = outbox
+        .advance(two, proven("admin", None), newer)
+        .await
+        .unwrap();
+    assert_eq!(
+        (advanced.state, advanced.superseded),
+        (CaseState::Routed, 0)
+    );
+    assert_eq!(state(&*outbox, &first).await, State::Received);
+    let advanced = outbox
+        .advance(one, proven("alice", None), newer)
+        .await
+        .unwrap();
+    assert_eq!(
+        (advanced.state, advanced.superseded),
+        (CaseState::Routed, 0)
+    );
+    let mails = outbox
+        .lease_deliveries("mail", 9, newer, LEASE)
+        .await
+        .unwrap()
+        .items;
+    let mut codes: Vec<_> = mails.iter().map(code_of).collect();
+    codes.sort();
+    assert_eq!(codes, [CODE_B, CODE_A]);
+
+    // What is settled and on its way isn't replaced either, before it is known by whose.
+    let settled = routed(&*outbox, event("dave", CODE_A, at), vec![by("other")]).await;
+    let open = put(&*outbox, unsettled("dave", CODE_B, newer)).await;
+    assert_eq!(state(&*outbox, &settled).await, State::Received);
+    outbox.command(&open, Command::Cancel, newer).await.unwrap();
+
+    // One person's: in whichever order they are settled only the newer goes out, and the other's code is wiped.
+    for (user, order) in [("bob", [0, 1]), ("carol", [1, 0])] {
+        let old = put(&*outbox, unsettled(user, CODE_A, at)).await;
+        let new = put(&*outbox, unsettled(user, CODE_B, newer)).await;
+        let mut leased = outbox.lease_cases(9, newer, LEASE).await.unwrap().items;
+        leased.sort_by_key(|case| case.activation.event_time);
+        let mut superseded = 0;
+        for case in order.map(|n| &leased[n]) {
+            let advanced = outbox
+                .advance(case, proven(user, None), newer)
+                .await
+                .unwrap();
+            superseded += advanced.superseded;
+        }
+        assert_eq!(superseded, 1, "{user}");
+        assert_eq!(state(&*outbox, &old).await, State::Superseded, "{user}");
+        assert_eq!(state(&*outbox, &new).await, State::Received, "{user}");
+        let sent = lease(&*outbox, "mail", newer).await;
+        assert_eq!(code_of(&sent), CODE_B, "{user}");
+        assert!(is_idle(&*outbox, "mail", newer).await, "{user}");
+        let command = outbox.command(&old, Command::Retry, newer).await;
+        assert!(command.is_err(), "{user}: {command:?}");
+    }
+}
+
+async fn a_code_by_the_logs_word_waits_a_moment_for_the_devices_word_on_a_newer_one(
+    home: &dyn Home,
+) {
+    let (outbox, at) = (home.open(), now());
+    let old = put(&*outbox, unsettled("alice", CODE_A, at)).await;
+    put(&*outbox, unsettled("alice", CODE_B, after(at, 1))).await;
+    let leased = outbox.lease_cases(9, at, LEASE).await.unwrap().items;
+    let [first] = &leased[..] else {
+        panic!("{leased:?}")
+    };
+    let advanced = outbox
+        .advance(first, by_the_log("alice"), at)
+        .await
+        .unwrap();
+    assert_eq!(advanced.state, CaseState::Received);
+    assert!(is_idle(&*outbox, "mail", at).await);
+    let mut leased = outbox
+        .lease_cases(9, after(at, 1), LEASE)
+        .await
+        .unwrap()
+        .items;
+    leased.sort_by_key(|case| case.activation.event_time);
+    let [again, second] = &leased[..] else {
+        panic!("{leased:?}")
+    };
+    for case in [second, again] {
+        outbox
+            .advance(case, by_the_log("alice"), after(at, 1))
+            .await
+            .unwrap();
+    }
+    assert_eq!(state(&*outbox, &old).await, State::Superseded);
+    assert_eq!(
+        code_of(&lease(&*outbox, "mail", after(at, 1)).await),
+        CODE_B
+    );
+
+    // Not for ever: the newer one may wait for something else.
+    let old = put(&*outbox, unsettled("bob", CODE_A, at)).await;
+    put(&*outbox, unsettled("bob", CODE_B, after(at, 1))).await;
+    let first = case(&*outbox, &old, after(at, 2)).await;
+    let advanced = outbox
+        .advance(&first, by_the_log("bob"), after(at, 20))
+        .await
+        .unwrap();
+    assert_eq!(advanced.state, CaseState::Routed);
+    assert_eq!(
+        code_of(&lease(&*outbox, "mail", after(at, 20)).await),
+        CODE_A
+    );
+}
+
 async fn an_event_whose_code_was_found_is_known_when_it_comes_again_with_its_code(home: &dyn Home) {
     let (outbox, at) = (home.open(), now());
     let id = put(&*outbox, without_code("alice", at)).await;
@@ -1740,8 +1898,12 @@ async fn an_event_whose_code_was_found_is_known_when_it_comes_again_with_its_cod
 
 async fn an_activated_token_ends_the_codes_of_its_owner_alone(home: &dyn Home) {
     let (outbox, at) = (home.open(), now());
-    let alice = routed(&*outbox, event("alice", CODE_A, at), vec![by("mail")]).await;
-    let bob = routed(&*outbox, event("bob", CODE_B, at), vec![by("mail")]).await;
+    let with_token = |user: &str, code: &str| Activation {
+        token: Some(TOKEN.to_owned()),
+        ..event(user, code, at)
+    };
+    let alice = routed(&*outbox, with_token("alice", CODE_A), vec![by("mail")]).await;
+    let bob = routed(&*outbox, with_token("bob", CODE_B), vec![by("mail")]).await;
     let activated = of_token(Stage::Activated, "", TOKEN, after(at, 60));
     let id = put(&*outbox, activated).await;
     assert_eq!(
@@ -1789,29 +1951,106 @@ async fn a_code_that_comes_after_its_token_was_activated_does_not_go_out(home: &
         ..Step::default()
     };
     outbox.advance(&leased, tied, after(at, 60)).await.unwrap();
-    let stored = outbox.put(vec![event("alice", CODE_A, at)]).await.unwrap();
-    let [
-        Stored::New {
-            id: late,
-            late: false,
-            activated: true,
-            ..
-        },
-    ] = stored.as_slice()
-    else {
-        panic!("{stored:?}")
+    let spent = |user: &str, code: Option<&str>| {
+        let mut step = proven(user, code);
+        step.evidence.as_mut().unwrap().is_activated = true;
+        step
     };
-    assert_eq!(state(&*outbox, late).await, State::Cancelled);
-    let blank = put(&*outbox, without_code("alice", after(at, 1))).await;
-    assert_eq!(state(&*outbox, &blank).await, State::Cancelled);
-    let newer = put(&*outbox, event("alice", CODE_B, after(at, 120))).await;
-    assert_eq!(
-        state(&*outbox, &newer).await,
-        State::Received,
-        "sent after the activation"
-    );
-    let other = put(&*outbox, event("bob", CODE_A, at)).await;
-    assert_eq!(state(&*outbox, &other).await, State::Received);
+    for (activation, step, becomes) in [
+        (
+            unsettled("alice", CODE_A, at),
+            spent("alice", None),
+            CaseState::Cancelled,
+        ),
+        (
+            without_code("alice", after(at, 1)),
+            spent("alice", Some(CODE_A)),
+            CaseState::Cancelled,
+        ),
+        // Sent after the activation.
+        (
+            unsettled("alice", CODE_B, after(at, 120)),
+            spent("alice", None),
+            CaseState::Routed,
+        ),
+        (
+            unsettled("bob", CODE_A, at),
+            spent("bob", None),
+            CaseState::Routed,
+        ),
+    ] {
+        let (name, received) = (activation.event_id.clone(), activation.received_at);
+        let id = put(&*outbox, activation).await;
+        let leased = case(&*outbox, &id, received).await;
+        let advanced = outbox.advance(&leased, step, received).await.unwrap();
+        let cancelled = usize::from(becomes == CaseState::Cancelled);
+        assert_eq!(
+            (advanced.state, advanced.cancelled),
+            (becomes, cancelled),
+            "{name}"
+        );
+    }
+}
+
+async fn a_forged_activation_of_a_token_that_a_phone_has_ends_no_other_code(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    // Alice has had a token for long; the line names it and a time to come.
+    let forged = Activation {
+        event_time: after(at, 290),
+        ..of_token(Stage::Activated, "", TOKEN, at)
+    };
+    let id = put(&*outbox, forged).await;
+    let leased = case(&*outbox, &id, at).await;
+    let waiting = put(&*outbox, without_code("alice", at)).await;
+    let tied = Step {
+        evidence: Some(Evidence {
+            is_activated: true,
+            ..named("alice", None)
+        }),
+        ..Step::default()
+    };
+    let advanced = outbox.advance(&leased, tied, at).await.unwrap();
+    assert_eq!(advanced.cancelled, 0, "it may be about another token");
+    assert_eq!(state(&*outbox, &waiting).await, State::Received);
+    let other = "FTKMOB83F91CD33B";
+    let of_other = Step {
+        evidence: Some(Evidence {
+            token: other.to_owned(),
+            ..named("alice", None)
+        }),
+        ..route("alice", vec![by("mail")])
+    };
+    // A new token, and the same one handed out again: the device shows no phone on either.
+    for (n, step) in [(1, of_other), (2, proven("alice", None))] {
+        let id = put(&*outbox, unsettled("alice", CODE_A, after(at, n))).await;
+        assert_eq!(state(&*outbox, &id).await, State::Received);
+        let leased = case(&*outbox, &id, after(at, n)).await;
+        let advanced = outbox.advance(&leased, step, after(at, n)).await.unwrap();
+        assert_eq!(
+            (advanced.state, advanced.cancelled),
+            (CaseState::Routed, 0),
+            "{n}"
+        );
+    }
+    // Nor does a line end what came after it, whatever time it claims.
+    let id = put(
+        &*outbox,
+        Activation {
+            event_time: after(at, 280),
+            ..of_token(Stage::Activated, "", TOKEN, after(at, 1))
+        },
+    )
+    .await;
+    let leased = case(&*outbox, &id, after(at, 3)).await;
+    let tied = Step {
+        evidence: Some(Evidence {
+            is_activated: true,
+            ..named("alice", None)
+        }),
+        ..Step::default()
+    };
+    let advanced = outbox.advance(&leased, tied, after(at, 3)).await.unwrap();
+    assert_eq!(advanced.cancelled, 0);
 }
 
 async fn the_events_of_a_token_are_one_story_in_whatever_order_they_came(home: &dyn Home) {

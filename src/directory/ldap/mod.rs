@@ -60,6 +60,7 @@ use session::Server;
 use session::Session;
 use session::Terms;
 use session::Trouble;
+use session::share;
 
 pub use session::search_in;
 
@@ -544,7 +545,8 @@ impl Directory for Ldap {
         if let Some(said) = self.cache().fresh(&key, Instant::now()) {
             return said;
         }
-        let why = match timeout(LOOKUP_LIMIT, self.ask_in_turn(&key, &who.person)).await {
+        let end = Instant::now() + LOOKUP_LIMIT;
+        let why = match timeout(LOOKUP_LIMIT, self.ask_in_turn(&key, &who.person, end)).await {
             Ok(Ok(said)) => return said,
             Ok(Err(why)) => why,
             Err(_) => format!("no answer within {LOOKUP_LIMIT:?}"),
@@ -582,8 +584,8 @@ impl Directory for Ldap {
 }
 
 impl Ldap {
-    /// Waits for a connection that is free, and asks. `Err`: nobody answers, and why.
-    async fn ask_in_turn(&self, key: &Key, person: &str) -> Result<Said, String> {
+    /// Waits for a connection that is free, and asks until `end`. `Err`: nobody answers, and why.
+    async fn ask_in_turn(&self, key: &Key, person: &str, end: Instant) -> Result<Said, String> {
         let _permit = self.permits.acquire().await;
         // Meanwhile another look-up of the same person, or of the same silence, may have ended.
         if let Some(said) = self.cache().fresh(key, Instant::now()) {
@@ -601,7 +603,7 @@ impl Ldap {
             filter: self.filter.encode(person),
             attributes: &wanted,
         };
-        let asked = self.ask(&search).await;
+        let asked = self.ask(&search, end).await;
         let (pause, why) = match asked {
             Ok(found) => {
                 let said = self.judge(person, &found);
@@ -622,8 +624,9 @@ impl Ldap {
         Err(why)
     }
 
-    /// On a connection that is open, else on a new one, with the first server that answers.
-    async fn ask(&self, search: &Search<'_>) -> Result<Found, Trouble> {
+    /// On a connection that is open, else on a new one, with the first server that answers. Each server leaves the next ones
+    /// their share of the time until `end`.
+    async fn ask(&self, search: &Search<'_>, end: Instant) -> Result<Found, Trouble> {
         let open = self.take_idle();
         if let Some(mut session) = open {
             match session.search(search, &self.terms).await {
@@ -636,9 +639,17 @@ impl Ldap {
             }
         }
         let mut said = Vec::new();
-        for number in self.order() {
+        let order = self.order();
+        for (n, &number) in order.iter().enumerate() {
             let shown = &self.servers[number].shown;
-            let why = match self.ask_anew(number, search).await {
+            let share = share(end, order.len() - n);
+            let asked = timeout(share, self.ask_anew(number, search)).await;
+            let asked = asked.unwrap_or_else(|_| {
+                let trouble = Trouble::Away(format!("no answer within {share:.1?}"));
+                self.state().failed[number] = Some((Instant::now(), trouble.clone()));
+                Err(trouble)
+            });
+            let why = match asked {
                 Ok(found) => {
                     for why in said {
                         warn!(directory = %self.name, "{why}; {shown} answers in its place");

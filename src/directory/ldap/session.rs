@@ -1,6 +1,7 @@
 //! One LDAP connection (RFC 4511): dialled, encrypted, bound, searched. Every step ends in time and memory.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -467,19 +468,32 @@ async fn connect(server: &Server, step: Duration) -> Result<TcpStream, String> {
         Ok(Err(e)) => return Err(format!("its name can't be resolved: {e}")),
         Err(_) => return Err(slow("the name server", step)),
     };
+    connect_to_any(found.take(MAX_ADDRESSES).collect(), step).await
+}
+
+/// All the addresses of a name together have one step's time, and each leaves the next ones their share of it.
+async fn connect_to_any(addresses: Vec<SocketAddr>, step: Duration) -> Result<TcpStream, String> {
+    let end = Instant::now() + step;
     let mut last = "its name has no address".to_owned();
-    for address in found.take(MAX_ADDRESSES) {
-        match timeout(step, TcpStream::connect(address)).await {
+    for (n, address) in addresses.iter().enumerate() {
+        let share = share(end, addresses.len() - n);
+        match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 // Each request is one packet that waits for its answer.
                 stream.set_nodelay(true).ok();
                 return Ok(stream);
             }
             Ok(Err(e)) => last = format!("{address} can't be reached: {e}"),
-            Err(_) => last = format!("{address} doesn't answer within {step:?}"),
+            Err(_) => last = format!("{address} doesn't answer within {share:.1?}"),
         }
     }
     Err(last)
+}
+
+/// The time that one of `left` has until `end`, so that each of the others has as much.
+pub(super) fn share(end: Instant, left: usize) -> Duration {
+    let left = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+    end.saturating_duration_since(Instant::now()) / left
 }
 
 async fn encrypt(
@@ -593,6 +607,9 @@ fn lost(e: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use socket2::Domain;
+    use socket2::Socket;
+    use socket2::Type;
 
     use super::*;
 
@@ -642,6 +659,27 @@ mod tests {
         );
         assert_eq!(entry.texts("objectguid").count(), 0);
         assert_eq!(entry.texts("empty").count(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_dead_leaves_time_for_the_next_one() {
+        // Its queue is full, so that the kernel leaves further connections unanswered.
+        let dead = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        dead.bind(&any.into()).unwrap();
+        dead.listen(0).unwrap();
+        let dead_at = dead.local_addr().unwrap().as_socket().unwrap();
+        let _first = std::net::TcpStream::connect(dead_at).unwrap();
+        let live = tokio::net::TcpListener::bind(any).await.unwrap();
+        let live_at = live.local_addr().unwrap();
+        let step = Duration::from_millis(800);
+        let gave_up = connect_to_any(vec![dead_at], step).await.unwrap_err();
+        assert!(gave_up.contains("doesn't answer"), "{gave_up}");
+        // Whoever limits the whole look-up to these steps reaches the last one.
+        let addresses = vec![dead_at, dead_at, dead_at, live_at];
+        let reached = timeout(step, connect_to_any(addresses, step)).await;
+        let stream = reached.expect("within one step").unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live_at);
     }
 
     proptest! {

@@ -50,8 +50,12 @@ use crate::secret::mask_address;
 pub(super) const SWEEP_ROWS: u32 = 500;
 /// A trace keeps so many findings; a case that is tried for days says little that is new.
 const MAX_FINDINGS: usize = 64;
-/// A code that may replace others and be replaced: it was shown or found, and its word is believed.
-const COUNTS: &str = "stage = 'code-sent' AND standing <> 'provisional' AND (code_mac <> x'' OR found_mac IS NOT NULL)";
+/// A code for which the device has no word waits so long for the device's word on a newer one; it is asked for 5 s at most.
+const SETTLING: Duration = Duration::from_secs(15);
+/// The pause between two looks meanwhile.
+const SETTLING_PAUSE: Duration = Duration::from_millis(500);
+/// A code that may replace others and be replaced: it was shown or found, its word is believed, and whose it is isn't open.
+const COUNTS: &str = "stage = 'code-sent' AND standing <> 'provisional' AND NOT unsettled AND (code_mac <> x'' OR found_mac IS NOT NULL)";
 
 /// An activation that is ready to be stored: its code is sealed already.
 pub(super) struct Incoming {
@@ -95,9 +99,13 @@ impl Incoming {
         self.activation.stage == Stage::CodeSent && !self.code_mac.is_empty()
     }
 
-    /// Only codes that went out replace each other, and only those that are believed.
+    /// Only codes that went out replace each other, and only those that are believed, once it is known whose they are.
     fn counts(&self) -> bool {
-        self.has_code() && self.activation.origin.standing != Standing::Provisional
+        let is_open = matches!(
+            self.activation.origin.standing,
+            Standing::Unsettled | Standing::Provisional
+        );
+        self.has_code() && !is_open
     }
 
     fn whose(&self) -> Whose<'_> {
@@ -193,10 +201,8 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
         return Ok(Stored::Duplicate);
     }
     let late = new.counts() && newer_exists(tx, &new.whose())?;
-    let activated = wanted && activated_since(tx, &new.whose(), a.token.as_deref())?;
     let (state, reason) = match () {
         () if !wanted => (CaseState::Recorded, None),
-        () if activated => (CaseState::Cancelled, Some(ACTIVATED)),
         () if late && expired => (
             CaseState::Superseded,
             Some(
@@ -222,9 +228,9 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
     let kept = tx
         .prepare_cached(
             "INSERT INTO activation (event_id, code_mac, sealed, device_id, device_name, vdom, user, person, logid, description,
-                 stage, rule, event_time, received_at, expires_at, validity, skew, token, state, reason, due_at, standing, trace)
+                 stage, rule, event_time, received_at, expires_at, validity, skew, token, state, reason, due_at, standing, unsettled, trace)
              VALUES (:event_id, :code_mac, :sealed, :device_id, :device_name, :vdom, :user, :person, :logid, :description,
-                 :stage, :rule, :event_time, :received_at, :expires_at, :validity, :skew, :token, :state, :reason, :due_at, :standing, :trace)
+                 :stage, :rule, :event_time, :received_at, :expires_at, :validity, :skew, :token, :state, :reason, :due_at, :standing, :unsettled, :trace)
              ON CONFLICT DO NOTHING",
         )?
         .execute(named_params! {
@@ -250,6 +256,7 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
             ":reason": reason,
             ":due_at": due.then_some(micros(now)),
             ":standing": standing_word(a.origin.standing),
+            ":unsettled": a.origin.standing == Standing::Unsettled,
             ":trace": json(&new.first)?,
         })?;
     if kept == 0 {
@@ -283,7 +290,6 @@ fn put_one(tx: &Tx<'_>, new: &Incoming) -> Result<Stored, OutboxError> {
         id: Id::Activation(id).to_string(),
         superseded,
         late: state == CaseState::Superseded,
-        activated: state == CaseState::Cancelled,
     })
 }
 
@@ -330,19 +336,15 @@ fn doubt_token(tx: &Tx<'_>, new: &Incoming) -> Result<(), OutboxError> {
 
 const ACTIVATED: &str = "the token was activated";
 
-/// The device has said that a token of this person was activated after the code was sent: the events came out of order.
-fn activated_since(
-    tx: &Tx<'_>,
-    whose: &Whose<'_>,
-    token: Option<&str>,
-) -> Result<bool, OutboxError> {
+/// The device has said that this token was activated after the code was sent: the events came out of order.
+fn activated_since(tx: &Tx<'_>, whose: &Whose<'_>, token: &str) -> Result<bool, OutboxError> {
     Ok(tx
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM activation WHERE device_id = ?1 AND person = ?2 AND event_time >= ?3
-                 AND stage = 'activated' AND standing = 'confirmed' AND (token = ?4 OR (?4 IS NULL AND vdom = ?5)))",
+                 AND stage = 'activated' AND standing = 'confirmed' AND token = ?4)",
         )?
         .query_row(
-            params![whose.device_id, whose.person, whose.event_time, token, whose.vdom],
+            params![whose.device_id, whose.person, whose.event_time, token],
             |row| row.get(0),
         )?)
 }
@@ -377,7 +379,8 @@ fn open_case(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, bool, bool)> {
 }
 
 /// The code with the latest event time replaces every older one that is still open, a resend of the same code included. One
-/// that the device has confirmed also ends older events of the same kind that showed none: nothing of them is left to send.
+/// that the device has confirmed also ends older events of the same kind that showed none, unless they name another token: nothing
+/// of them is left to send.
 fn supersede_older(
     tx: &Tx<'_>,
     whose: &Whose<'_>,
@@ -389,7 +392,8 @@ fn supersede_older(
             "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ? AND vdom = ? AND person = ?
                  AND event_time < ? AND state IN ('received', 'routed', 'needs-attention') AND ({COUNTS}
                      OR (stage = 'code-sent' AND code_mac = x'' AND EXISTS (SELECT 1 FROM activation b
-                         WHERE b.id = ? AND b.standing = 'confirmed' AND b.logid = activation.logid)))"
+                         WHERE b.id = ? AND b.standing = 'confirmed' AND b.logid = activation.logid
+                             AND (activation.token IS NULL OR activation.token = b.token))))"
         ))?
         .query_map(
             params![whose.device_id, whose.vdom, whose.person, whose.event_time, by],
@@ -405,21 +409,24 @@ fn supersede_older(
     Ok(superseded)
 }
 
-/// The token of this person is activated: codes for it that were sent before are needed no longer.
+/// The token of this person is activated: its codes that were sent, and received, before that are needed no longer. Of an
+/// event without code and token only a person could still make something, and that person need not any more. Whatever else
+/// names no token may be about another one, and a line that says "activated" can be forged for one that truly is.
 fn cancel_activated(
     tx: &Tx<'_>,
     whose: &Whose<'_>,
-    token: &str,
+    (token, received_at): (&str, i64),
     now: Timestamp,
 ) -> Result<usize, OutboxError> {
     let open: Vec<_> = tx
         .prepare_cached(
             "SELECT id, reached, instr(told, '\"ended:') > 0 FROM activation WHERE device_id = ?1 AND person = ?2
-                 AND event_time <= ?3 AND (token = ?4 OR (token IS NULL AND vdom = ?5)) AND stage = 'code-sent'
+                 AND event_time <= ?3 AND received_at <= ?6 AND stage = 'code-sent' AND (token = ?4
+                     OR (token IS NULL AND vdom = ?5 AND code_mac = x'' AND state = 'needs-attention'))
                  AND state IN ('received', 'routed', 'needs-attention')",
         )?
         .query_map(
-            params![whose.device_id, whose.person, whose.event_time, token, whose.vdom],
+            params![whose.device_id, whose.person, whose.event_time, token, whose.vdom, received_at],
             open_case,
         )?
         .collect::<Result<_, _>>()?;
@@ -569,6 +576,7 @@ struct Held {
     sealed: Option<Vec<u8>>,
     device_id: String,
     vdom: String,
+    person: String,
     event_time: i64,
     stage: String,
     trace: Vec<Finding>,
@@ -581,9 +589,20 @@ struct Held {
     expires_at: i64,
 }
 
+impl Held {
+    fn whose(&self) -> Whose<'_> {
+        Whose {
+            device_id: &self.device_id,
+            vdom: &self.vdom,
+            person: &self.person,
+            event_time: self.event_time,
+        }
+    }
+}
+
 fn held(tx: &Tx<'_>, id: i64, fence: i64) -> Result<Held, OutboxError> {
     let mut statement = tx.prepare_cached(
-        "SELECT event_id, code_mac, coalesce(found_mac, code_mac) AS sealed_as, sealed, device_id, vdom, event_time, stage,
+        "SELECT event_id, code_mac, coalesce(found_mac, code_mac) AS sealed_as, sealed, device_id, vdom, person, event_time, stage,
              trace, state, reason, released, recipient, told, received_at, expires_at
          FROM activation WHERE id = ? AND fence = ? AND leased = 1",
     )?;
@@ -596,6 +615,7 @@ fn held(tx: &Tx<'_>, id: i64, fence: i64) -> Result<Held, OutboxError> {
         sealed: row.get("sealed")?,
         device_id: row.get("device_id")?,
         vdom: row.get("vdom")?,
+        person: row.get("person")?,
         event_time: row.get("event_time")?,
         stage: row.get("stage")?,
         trace: from_json(&row.get::<_, String>("trace")?)?,
@@ -628,9 +648,17 @@ pub(super) fn advance(
         superseded: 0,
         cancelled: 0,
     };
-    if let Some(evidence) = &step.evidence
-        && !take_evidence(tx, seal, id, &mut before, evidence, now, &mut done)?
-    {
+    let goes_on = match &step.evidence {
+        Some(evidence) => take_evidence(tx, seal, id, &mut before, evidence, now, &mut done)?,
+        None if step.settles && !before.code_mac.is_empty() => {
+            if must_wait(tx, id, &before, now)? {
+                return Ok(done);
+            }
+            settle(tx, id, &before, None, now, &mut done)?
+        }
+        None => true,
+    };
+    if !goes_on {
         return Ok(done);
     }
     let step = within_limit(tx, id, &before, step, now)?;
@@ -787,19 +815,45 @@ fn take_evidence(
         evidence.token,
         evidence.person
     ])?;
-    let whose = Whose {
-        device_id: &before.device_id,
-        vdom: &before.vdom,
-        person: &evidence.person,
-        event_time: before.event_time,
-    };
+    before.person.clone_from(&evidence.person);
     if before.stage == Stage::Activated.as_str() {
-        done.cancelled = cancel_activated(tx, &whose, &evidence.token, now)?;
+        let activated = (evidence.token.as_str(), before.received_at);
+        done.cancelled = cancel_activated(tx, &before.whose(), activated, now)?;
         return Ok(true);
     }
+    let named = Named {
+        token: evidence.is_activated.then_some(evidence.token.as_str()),
+        found_mac: found_mac.as_deref(),
+    };
+    settle(tx, id, before, Some(&named), now, done)
+}
+
+/// What the device has named.
+struct Named<'a> {
+    /// The token, if a phone has it.
+    token: Option<&'a str>,
+    /// The mark of the code, if the log showed none.
+    found_mac: Option<&'a [u8]>,
+}
+
+/// Whose the code is, is settled, by the device or by the log: it takes its place among the codes of that person. `false`: the
+/// case is over by it.
+fn settle(
+    tx: &Tx<'_>,
+    id: i64,
+    before: &Held,
+    named: Option<&Named<'_>>,
+    now: Timestamp,
+    done: &mut Advanced,
+) -> Result<bool, OutboxError> {
+    tx.prepare_cached("UPDATE activation SET unsettled = 0 WHERE id = ?")?
+        .execute([id])?;
+    let whose = before.whose();
+    let spent = named.and_then(|named| named.token);
+    let found_mac = named.and_then(|named| named.found_mac);
     let counted = before.told.iter().any(|t| t.starts_with("ended:"));
     let over = match () {
-        () if activated_since(tx, &whose, Some(&evidence.token))? => {
+        () if spent.map_or(Ok(false), |token| activated_since(tx, &whose, token))? => {
             done.cancelled = usize::from(!counted);
             Some((CaseState::Cancelled, State::Cancelled, ACTIVATED))
         }
@@ -808,7 +862,7 @@ fn take_evidence(
             let why = "a newer code was already there";
             Some((CaseState::Superseded, State::Superseded, why))
         }
-        () if shown_elsewhere(tx, id, &before.event_id, found_mac.as_deref())? => {
+        () if shown_elsewhere(tx, id, &before.event_id, found_mac)? => {
             done.superseded = usize::from(!counted);
             let why = "the same event has come with its code readable";
             Some((CaseState::Superseded, State::Superseded, why))
@@ -822,6 +876,27 @@ fn take_evidence(
     }
     done.superseded = supersede_older(tx, &whose, id, now)?;
     Ok(true)
+}
+
+/// The log names the same person in a newer code, about which the device is being asked at this moment: soon it is known
+/// whether that one takes the place of this one, whose word is the log's alone. Until then this one is looked at again.
+fn must_wait(tx: &Tx<'_>, id: i64, before: &Held, now: Timestamp) -> Result<bool, OutboxError> {
+    let whose = before.whose();
+    let until = before.received_at.saturating_add(span(SETTLING));
+    let waits: bool = tx
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM activation WHERE device_id = ? AND vdom = ? AND person = ? AND event_time > ?
+                 AND state = 'received' AND unsettled AND code_mac <> x'') AND ? < ?",
+        )?
+        .query_row(
+            params![whose.device_id, whose.vdom, whose.person, whose.event_time, micros(now), until],
+            |row| row.get(0),
+        )?;
+    if waits {
+        tx.prepare_cached("UPDATE activation SET leased = 0, due_at = ? WHERE id = ?")?
+            .execute(params![later(now, SETTLING_PAUSE), id])?;
+    }
+    Ok(waits)
 }
 
 fn shown_elsewhere(

@@ -534,7 +534,7 @@ mod tests {
             ),
             (
                 "SELECT id, reached FROM activation WHERE device_id = 'd' AND vdom = 'v' AND person = 'p'
-                     AND event_time < 1 AND stage = 'code-sent' AND standing <> 'provisional'
+                     AND event_time < 1 AND stage = 'code-sent' AND standing <> 'provisional' AND NOT unsettled
                      AND (code_mac <> x'' OR found_mac IS NOT NULL)
                      AND state IN ('received', 'routed', 'needs-attention')",
                 "activation_open",
@@ -542,7 +542,7 @@ mod tests {
             ("SELECT id FROM activation WHERE device_id = 'd' AND token = 't'", "activation_token"),
             (
                 "SELECT 1 FROM activation WHERE device_id = 'd' AND person = 'p' AND event_time >= 1
-                     AND stage = 'activated' AND standing = 'confirmed' AND (token = 't' OR (?1 IS NULL AND vdom = 'v'))",
+                     AND stage = 'activated' AND standing = 'confirmed' AND token = 't'",
                 "activation_activated",
             ),
             ("SELECT 1 FROM activation WHERE event_id = 'e' AND found_mac = x'00'", "sqlite_autoindex_activation"),

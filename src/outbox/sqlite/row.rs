@@ -64,8 +64,9 @@ const CASE_STATES: [(CaseState, &str); 7] = [
     (CaseState::Recorded, "recorded"),
 ];
 
-const STANDINGS: [(Standing, &str); 3] = [
+const STANDINGS: [(Standing, &str); 4] = [
     (Standing::Logged, "logged"),
+    (Standing::Unsettled, "unsettled"),
     (Standing::Provisional, "provisional"),
     (Standing::Confirmed, "confirmed"),
 ];
@@ -112,8 +113,12 @@ pub(super) fn case_state(word: &str) -> Result<CaseState, OutboxError> {
     value(&CASE_STATES, word)
 }
 
+/// The column `standing`; what is unsettled has a column of its own.
 pub(super) fn standing_word(standing: Standing) -> &'static str {
-    word(&STANDINGS, standing)
+    match standing {
+        Standing::Unsettled => word(&STANDINGS, Standing::Logged),
+        other => word(&STANDINGS, other),
+    }
 }
 
 pub(super) fn state_word(state: State) -> &'static str {
@@ -193,7 +198,7 @@ pub(super) struct Gathered {
 }
 
 /// The columns that [`activation`] reads; the table is called `a`.
-pub(super) const ACTIVATION: &str = "a.event_id, coalesce(a.found_mac, a.code_mac) AS code_mac, a.standing, a.found_mac IS NOT NULL AS device_named_code, a.sealed, a.device_id, a.device_name, a.vdom, a.user, a.person, \
+pub(super) const ACTIVATION: &str = "a.event_id, coalesce(a.found_mac, a.code_mac) AS code_mac, iif(a.unsettled, 'unsettled', a.standing) AS standing, a.found_mac IS NOT NULL AS device_named_code, a.sealed, a.device_id, a.device_name, a.vdom, a.user, a.person, \
      a.logid, a.description, a.stage, a.rule, a.event_time, a.received_at AS a_received_at, \
      a.expires_at AS a_expires_at, a.validity, a.skew, a.token, a.recipient";
 

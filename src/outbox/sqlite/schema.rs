@@ -7,7 +7,11 @@ use rusqlite::TransactionBehavior;
 pub(super) const APPLICATION_ID: i32 = 0x6674_6d72;
 
 /// Script n leads from version n to n + 1. A released script never changes; what comes later is a new script.
-pub(super) const MIGRATIONS: &[&str] = &[include_str!("1.sql"), include_str!("2.sql")];
+pub(super) const MIGRATIONS: &[&str] = &[
+    include_str!("1.sql"),
+    include_str!("2.sql"),
+    include_str!("3.sql"),
+];
 
 /// The version a file has.
 pub(super) fn version(db: &Connection) -> rusqlite::Result<usize> {

@@ -68,6 +68,8 @@ pub struct State {
     pub fault: Option<Fault>,
     /// `filter`, `format`, `start` and `count` are not heeded.
     pub ignores_queries: bool,
+    /// `filter` alone is not heeded.
+    pub ignores_filters: bool,
     /// The log devices it has: `disk`, `memory`, `fortianalyzer`.
     pub logs: BTreeSet<&'static str>,
     /// Reading this one fails (500).
@@ -152,6 +154,7 @@ impl State {
             shown: Shown::Clear,
             fault: None,
             ignores_queries: false,
+            ignores_filters: false,
             logs: BTreeSet::from(["memory"]),
             failing_log: None,
             answers_for: None,
@@ -339,12 +342,12 @@ impl State {
         }
         // The newest first.
         let of_vdom = self.records.iter().rev().filter(|(of, _)| of == vdom);
-        let mut rows: Vec<Object> = of_vdom.map(|(_, record)| record.clone()).collect();
+        let mut rows: Vec<&Object> = of_vdom.map(|(_, record)| record).collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row["eventtime"].as_i64()));
-        if !self.ignores_queries {
+        if !self.ignores_queries && !self.ignores_filters {
             rows.retain(|row| matches(row, query));
         }
-        let rows = paged(rows.into_iter(), query, "rows").collect();
+        let rows = paged(rows.into_iter().cloned(), query, "rows").collect();
         self.envelope(log(rows, 100), vdom)
     }
 
