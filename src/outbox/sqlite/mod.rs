@@ -543,7 +543,7 @@ mod tests {
             (
                 "SELECT 1 FROM activation WHERE device_id = 'd' AND person = 'p' AND event_time >= 1
                      AND stage = 'activated' AND standing = 'confirmed' AND token = 't'",
-                "activation_activated",
+                "activation_token",
             ),
             ("SELECT 1 FROM activation WHERE event_id = 'e' AND found_mac = x'00'", "sqlite_autoindex_activation"),
             ("SELECT 1 FROM activation WHERE sealed IS NOT NULL AND expires_at <= 1 LIMIT 9", "activation_sealed"),
