@@ -293,7 +293,8 @@ async fn read(
     // What is refused for every VDOM is no word on any of them.
     let is_answering = !said.has.is_empty();
     for (vdom, e) in refused {
-        let refuses = matches!(e, ApiError::Refused { .. } | ApiError::Forbidden { .. });
+        // A VDOM that we may not read (403) is there, and what its log holds is missed.
+        let refuses = matches!(e, ApiError::Missing { .. });
         if is_answering && refuses && unsure.contains(&vdom) {
             said.refuses.push(vdom);
         } else {

@@ -349,9 +349,11 @@ impl Client {
                     resource.permission()
                 ),
             },
-            424 => ApiError::refused(format!(
-                "{host} can't answer about {what} (424): it misses something the question depends on; does VDOM {vdom} exist?"
-            )),
+            424 => ApiError::Missing {
+                reason: format!(
+                    "{host} can't answer about {what} (424): it misses something the question depends on; does VDOM {vdom} exist?"
+                ),
+            },
             429 => ApiError::Away {
                 reason: format!(
                     "{host} takes no questions from here for a while (429): too many, or too many with a wrong key"

@@ -19,7 +19,13 @@ pub enum ApiError {
         /// One sentence with what to do.
         reason: String,
     },
-    /// It refuses us until an administrator acts: certificate, key (401), address (404, redirect), request (424).
+    /// What the question depends on isn't there (424): most often the VDOM.
+    #[error("{reason}")]
+    Missing {
+        /// One sentence with what to do.
+        reason: String,
+    },
+    /// It refuses us until an administrator acts: certificate, key (401), address (404, redirect), request.
     #[error("{reason}")]
     Refused {
         /// One sentence with what to do.

@@ -75,6 +75,8 @@ impl FortiGate {
                 Err(e @ ApiError::Refused { .. }) => {
                     refused.get_or_insert(e);
                 }
+                // It has no such VDOM, which says more.
+                Err(e @ ApiError::Missing { .. }) => refused = Some(e),
                 Err(e @ ApiError::Forbidden { .. }) => return Err(e),
                 Err(e) => {
                     events.missing.get_or_insert(e);

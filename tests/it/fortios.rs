@@ -248,6 +248,7 @@ async fn every_refusal_says_what_to_do() {
         Away,
         Refused,
         Forbidden,
+        Missing,
         Nonsense,
     }
     use Class::*;
@@ -256,7 +257,7 @@ async fn every_refusal_says_what_to_do() {
         (Fault::Status(400), Refused, "does not understand"),
         (Fault::Status(401), Refused, "trusted hosts"),
         (Fault::Status(403), Forbidden, "set authgrp read"),
-        (Fault::Status(424), Refused, "does VDOM root exist?"),
+        (Fault::Status(424), Missing, "does VDOM root exist?"),
         (Fault::Blocked(7), Away, "429"),
         (Fault::Status(500), Away, "failed to answer"),
         (Fault::Status(503), Away, "failed to answer"),
@@ -281,6 +282,7 @@ async fn every_refusal_says_what_to_do() {
             Away => matches!(error, ApiError::Away { .. }),
             Refused => matches!(error, ApiError::Refused { .. }),
             Forbidden => matches!(error, ApiError::Forbidden { .. }),
+            Missing => matches!(error, ApiError::Missing { .. }),
             Nonsense => matches!(error, ApiError::Nonsense { .. }),
         };
         assert!(is_class, "{fault:?}: {error:?}");

@@ -587,6 +587,9 @@ impl Ldap {
     /// Waits for a connection that is free, and asks until `end`. `Err`: nobody answers, and why.
     async fn ask_in_turn(&self, key: &Key, person: &str, end: Instant) -> Result<Said, String> {
         let _permit = self.permits.acquire().await;
+        if share(end, 1) < self.terms.step {
+            return Err("too many look-ups wait for it".to_owned());
+        }
         // Meanwhile another look-up of the same person, or of the same silence, may have ended.
         if let Some(said) = self.cache().fresh(key, Instant::now()) {
             return Ok(said);
@@ -646,7 +649,10 @@ impl Ldap {
             let asked = timeout(share, self.ask_anew(number, search)).await;
             let asked = asked.unwrap_or_else(|_| {
                 let trouble = Trouble::Away(format!("no answer within {share:.1?}"));
-                self.state().failed[number] = Some((Instant::now(), trouble.clone()));
+                // In less time even a good one may not answer.
+                if share >= self.terms.step / 2 {
+                    self.state().failed[number] = Some((Instant::now(), trouble.clone()));
+                }
                 Err(trouble)
             });
             let why = match asked {
