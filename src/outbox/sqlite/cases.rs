@@ -53,7 +53,7 @@ const MAX_FINDINGS: usize = 64;
 /// A code for which the device has no word waits so long for the device's word on a newer one; it is asked for 5 s at most.
 const SETTLING: Duration = Duration::from_secs(15);
 /// The pause between two looks meanwhile.
-const SETTLING_PAUSE: Duration = Duration::from_secs(2);
+const SETTLING_PAUSE: Duration = Duration::from_millis(500);
 /// A code that may replace others and be replaced: it was shown or found, its word is believed, and whose it is isn't open.
 const COUNTS: &str = "stage = 'code-sent' AND standing <> 'provisional' AND NOT unsettled AND (code_mac <> x'' OR found_mac IS NOT NULL)";
 
