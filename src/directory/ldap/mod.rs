@@ -587,9 +587,6 @@ impl Ldap {
     /// Waits for a connection that is free, and asks until `end`. `Err`: nobody answers, and why.
     async fn ask_in_turn(&self, key: &Key, person: &str, end: Instant) -> Result<Said, String> {
         let _permit = self.permits.acquire().await;
-        if share(end, 1) < self.terms.step {
-            return Err("too many look-ups wait for it".to_owned());
-        }
         // Meanwhile another look-up of the same person, or of the same silence, may have ended.
         if let Some(said) = self.cache().fresh(key, Instant::now()) {
             return Ok(said);
@@ -598,6 +595,9 @@ impl Ldap {
             && Instant::now() < *until
         {
             return Err(why.clone());
+        }
+        if share(end, 1) < self.terms.step {
+            return Err("too many look-ups wait for it".to_owned());
         }
         let wanted = self.attributes.wanted();
         let search = Search {
