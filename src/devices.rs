@@ -44,7 +44,7 @@ pub struct Config {
     pub confirm: Option<Spanned<bool>>,
     /// How often the device's own event log is read for what syslog lost; zero: never.
     pub catch_up: Option<Spanned<Period>>,
-    /// The VDOMs whose logs are read; default those that were heard of, and `root`.
+    /// The VDOMs whose logs are read; default `root`, and those that its log names and it knows.
     pub vdoms: Option<Spanned<Vec<String>>>,
 }
 

@@ -143,7 +143,7 @@ impl Known {
         device.heard.retain(|vdom| !said.refuses.contains(vdom));
         let forgotten = known - device.heard.len();
         if forgotten > 0 {
-            warn!(device = %id, "{id} refuses {forgotten} of the VDOMs that lines of its log name, so they are forgotten; the lines may be forged, or its API administrator lacks these VDOMs");
+            warn!(device = %id, "{id} refuses {forgotten} of the VDOMs that lines of its log name, so they are forgotten; the lines may be forged");
         }
         if device.heard.len() == before {
             return;

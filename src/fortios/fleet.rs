@@ -33,7 +33,7 @@ pub(super) const MAX_VDOMS: usize = 500;
 pub struct CatchUp {
     /// How often; `None`: never.
     pub every: Option<Duration>,
-    /// The VDOMs; `None`: those that were heard of, and `root`.
+    /// The VDOMs; `None`: `root`, and those that its log names and it knows.
     pub vdoms: Option<Vec<String>>,
     /// How long the device's codes live: older events have nothing to send.
     pub validity: Duration,

@@ -424,10 +424,15 @@ pub fn bind(config: &Config) -> io::Result<Bound> {
     Ok(Bound { socket })
 }
 
+/// The size of a socket's receive buffer. Linux reports twice as much, since it counts its own overhead against it.
+fn granted_bytes(socket: &Socket) -> io::Result<usize> {
+    Ok(socket.recv_buffer_size()? / 2)
+}
+
 /// Asks for a large receive buffer and says what was granted.
 fn enlarge(socket: &Socket, config: &Config) -> io::Result<()> {
     // Above net.core.rmem_max if we may (CAP_NET_ADMIN), else up to it; never below what `ReceiveBuffer=` of a socket unit gave.
-    if socket.recv_buffer_size()? / 2 >= RECEIVE_BUFFER_BYTES {
+    if granted_bytes(socket)? >= RECEIVE_BUFFER_BYTES {
         return Ok(());
     }
     if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER_BYTES)
@@ -435,8 +440,7 @@ fn enlarge(socket: &Socket, config: &Config) -> io::Result<()> {
     {
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
     }
-    // Linux reports twice the size, since it counts its own overhead against it.
-    let granted = socket.recv_buffer_size()? / 2;
+    let granted = granted_bytes(socket)?;
     let name = config.name();
     let listener = &*name;
     if granted < RECEIVE_BUFFER_BYTES {

@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::drops::Drops;
 use super::framing::trim_end;
+use super::granted_bytes;
 use super::intake::Closed;
 use super::intake::GateCache;
 use super::listener::Listener;
@@ -58,8 +59,7 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let mut drops = Drops::of(&socket, listener.metrics.udp_dropped.clone())
         .context("the socket's inode can't be read")?;
-    // The kernel counts its own needs, and grants twice what it says it does.
-    let busy_pause = if SockRef::from(&socket).recv_buffer_size()? / 2 >= LARGE_BUFFER_BYTES {
+    let busy_pause = if granted_bytes(&SockRef::from(&socket))? >= LARGE_BUFFER_BYTES {
         LONG_PAUSE
     } else {
         SHORT_PAUSE

@@ -1762,23 +1762,18 @@ async fn codes_whose_person_is_open_replace_each_other_only_once_it_is_settled(h
     };
     assert_eq!(one.activation.origin.standing, Standing::Unsettled);
     // The second is the administrator's own, and is settled first; the first is not.
-    let advanced = outbox
-        .advance(two, proven("admin", None), newer)
-        .await
-        .unwrap();
-    assert_eq!(
-        (advanced.state, advanced.superseded),
-        (CaseState::Routed, 0)
-    );
-    assert_eq!(state(&*outbox, &first).await, State::Received);
-    let advanced = outbox
-        .advance(one, proven("alice", None), newer)
-        .await
-        .unwrap();
-    assert_eq!(
-        (advanced.state, advanced.superseded),
-        (CaseState::Routed, 0)
-    );
+    for (case, user) in [(two, "admin"), (one, "alice")] {
+        let advanced = outbox
+            .advance(case, proven(user, None), newer)
+            .await
+            .unwrap();
+        assert_eq!(
+            (advanced.state, advanced.superseded),
+            (CaseState::Routed, 0),
+            "{user}"
+        );
+        assert_eq!(state(&*outbox, &first).await, State::Received, "{user}");
+    }
     let mails = outbox
         .lease_deliveries("mail", 9, newer, LEASE)
         .await

@@ -654,7 +654,7 @@ pub(super) fn advance(
             if must_wait(tx, id, &before, now)? {
                 return Ok(done);
             }
-            settle(tx, id, &before, None, now, &mut done)?
+            settle(tx, id, &before, &Named::default(), now, &mut done)?
         }
         None => true,
     };
@@ -825,10 +825,11 @@ fn take_evidence(
         token: evidence.is_activated.then_some(evidence.token.as_str()),
         found_mac: found_mac.as_deref(),
     };
-    settle(tx, id, before, Some(&named), now, done)
+    settle(tx, id, before, &named, now, done)
 }
 
-/// What the device has named.
+/// What the device has named; nothing, where the log's word stands.
+#[derive(Default)]
 struct Named<'a> {
     /// The token, if a phone has it.
     token: Option<&'a str>,
@@ -842,18 +843,19 @@ fn settle(
     tx: &Tx<'_>,
     id: i64,
     before: &Held,
-    named: Option<&Named<'_>>,
+    named: &Named<'_>,
     now: Timestamp,
     done: &mut Advanced,
 ) -> Result<bool, OutboxError> {
     tx.prepare_cached("UPDATE activation SET unsettled = 0 WHERE id = ?")?
         .execute([id])?;
     let whose = before.whose();
-    let spent = named.and_then(|named| named.token);
-    let found_mac = named.and_then(|named| named.found_mac);
     let counted = before.told.iter().any(|t| t.starts_with("ended:"));
     let over = match () {
-        () if spent.map_or(Ok(false), |token| activated_since(tx, &whose, token))? => {
+        () if named
+            .token
+            .map_or(Ok(false), |token| activated_since(tx, &whose, token))? =>
+        {
             done.cancelled = usize::from(!counted);
             Some((CaseState::Cancelled, State::Cancelled, ACTIVATED))
         }
@@ -862,7 +864,7 @@ fn settle(
             let why = "a newer code was already there";
             Some((CaseState::Superseded, State::Superseded, why))
         }
-        () if shown_elsewhere(tx, id, &before.event_id, found_mac)? => {
+        () if shown_elsewhere(tx, id, &before.event_id, named.found_mac)? => {
             done.superseded = usize::from(!counted);
             let why = "the same event has come with its code readable";
             Some((CaseState::Superseded, State::Superseded, why))
