@@ -407,6 +407,7 @@ fn delivery_number(id: &str) -> Result<i64, OutboxError> {
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
+    use rusqlite::StatementStatus;
 
     use super::*;
     use crate::activation::ActivationCode;
@@ -508,6 +509,25 @@ mod tests {
             })?)
         };
         assert_eq!(outbox.read(marks).await.unwrap(), 48);
+    }
+
+    #[tokio::test]
+    async fn a_statement_is_planned_once_whatever_values_it_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = opened(dir.path());
+        let planned_again = outbox
+            .write(|tx| {
+                let mut due = tx.prepare_cached(
+                    "SELECT id FROM activation WHERE due_at <= ? ORDER BY due_at, id LIMIT ?",
+                )?;
+                for n in 1..9 {
+                    due.query([n, n])?.next()?;
+                }
+                Ok(due.get_status(StatementStatus::RePrepare))
+            })
+            .await
+            .unwrap();
+        assert_eq!(planned_again, 0);
     }
 
     #[tokio::test]
