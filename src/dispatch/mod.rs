@@ -239,21 +239,22 @@ impl Dispatcher {
             let mut pause = POLL;
             if free > 0 {
                 match self.outbox.lease_cases(free, now, CASE_LEASE).await {
-                    Ok(leased) if leased.items.is_empty() => {
+                    Ok(leased) => {
+                        let is_full = leased.items.len() == free;
+                        for case in leased.items {
+                            let this = Arc::clone(&self);
+                            let current = Arc::clone(&settings.borrow());
+                            steps.spawn(async move { this.step(&case, &current).await });
+                        }
+                        if is_full {
+                            continue;
+                        }
                         pause = leased
                             .next
                             .map_or(POLL, |t| {
                                 Duration::try_from(t.duration_since(now)).unwrap_or_default()
                             })
                             .clamp(SHORTEST_PAUSE, POLL);
-                    }
-                    Ok(leased) => {
-                        for case in leased.items {
-                            let this = Arc::clone(&self);
-                            let current = Arc::clone(&settings.borrow());
-                            steps.spawn(async move { this.step(&case, &current).await });
-                        }
-                        continue;
                     }
                     Err(e) => {
                         warn!("Cases can't be leased: {e}");
@@ -264,7 +265,8 @@ impl Dispatcher {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 Ok(()) = changed.changed(), if free > 0 => {}
-                Some(_) = steps.join_next() => {}
+                // With some to spare, nothing else was due: the end of a step lets nothing begin.
+                Some(_) = steps.join_next(), if free == 0 => {}
                 () = sleep(pause) => {}
             }
         }

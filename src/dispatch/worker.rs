@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio::time::sleep;
@@ -91,6 +90,8 @@ impl Worker {
                 .health
                 .may_start(tries.len(), self.channel.concurrency, now)
                 .min(self.health.free_turns(rates, moment));
+            // With some to spare, nothing else was due: the end of a try lets nothing begin.
+            let mut is_full = true;
             let next = match free {
                 0 => self.opens_at(now, moment),
                 free => match self
@@ -99,6 +100,7 @@ impl Worker {
                     .await
                 {
                     Ok(leased) => {
+                        is_full = leased.items.len() == free;
                         if !leased.items.is_empty() {
                             self.health.started(now);
                             self.health.turns.take(leased.items.len(), rates, moment);
@@ -114,32 +116,25 @@ impl Worker {
                     }
                 },
             };
-            self.rest(free, next, &mut changed, &mut tries, &stop).await;
+            let pause = self.pause(next);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.health.changed.notified() => {}
+                Ok(()) = changed.changed(), if free > 0 => {}
+                Some(_) = tries.join_next(), if is_full => {}
+                () = sleep(pause) => {}
+            }
         }
         while tries.join_next().await.is_some() {}
     }
 
-    /// Sleeps until there may be something to do.
-    async fn rest(
-        &self,
-        free: usize,
-        next: Option<Timestamp>,
-        changed: &mut watch::Receiver<u64>,
-        tries: &mut JoinSet<()>,
-        stop: &CancellationToken,
-    ) {
-        let pause = next.map_or(POLL, |t| {
+    /// The longest sleep until something is due.
+    fn pause(&self, next: Option<Timestamp>) -> Duration {
+        next.map_or(POLL, |t| {
             Duration::try_from(t.duration_since((self.clock)()))
                 .unwrap_or_default()
                 .clamp(SHORTEST_PAUSE, POLL)
-        });
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.health.changed.notified() => {}
-            Ok(()) = changed.changed(), if free > 0 => {}
-            Some(_) = tries.join_next() => {}
-            () = sleep(pause) => {}
-        }
+        })
     }
 
     /// When a try may start again, if more than the tries under way keeps it back `now`.
