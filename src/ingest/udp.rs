@@ -1,17 +1,23 @@
 //! Datagrams become frames, one each. Nothing waits here: what can't be queued is lost, and counted.
 
 use std::io;
+use std::io::PipeReader;
+use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::net::UdpSocket;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::bail;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::event::poll;
+use rustix::io::Errno;
 use socket2::SockRef;
-use tokio::net::UdpSocket;
-use tokio::time::MissedTickBehavior;
-use tokio::time::interval;
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -53,67 +59,100 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 pub(super) async fn serve(
-    socket: std::net::UdpSocket,
+    socket: UdpSocket,
     listener: Listener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut drops = Drops::of(&socket, listener.metrics.udp_dropped.clone())
+    let (stopped, stop) = io::pipe()?;
+    let mut receiving = spawn_blocking(move || receive(&socket, listener, &stopped));
+    tokio::select! {
+        ended = &mut receiving => ended?,
+        () = shutdown.cancelled() => {
+            drop(stop);
+            receiving.await?
+        }
+    }
+}
+
+/// Receives until the other end of `stopped` is closed, on a thread of its own: the runtime would wake up for each datagram, even
+/// while the socket is to be left alone.
+fn receive(socket: &UdpSocket, listener: Listener, stopped: &PipeReader) -> anyhow::Result<()> {
+    let mut drops = Drops::of(socket, listener.metrics.udp_dropped.clone())
         .context("the socket's inode can't be read")?;
-    let busy_pause = if granted_bytes(&SockRef::from(&socket))? >= LARGE_BUFFER_BYTES {
+    let busy_pause = if granted_bytes(&SockRef::from(socket))? >= LARGE_BUFFER_BYTES {
         LONG_PAUSE
     } else {
         SHORT_PAUSE
     };
-    let socket = UdpSocket::from_std(socket)?;
     let mut receiver = Receiver {
         gate: listener.gate(),
         settings: listener.settings_cache(),
         listener,
         buffer: vec![0; DATAGRAM_BYTES],
+        asked: None,
     };
     let (said_drops, said_error) = (Throttle::new(SAY_PERIOD), Throttle::new(SAY_PERIOD));
-    let mut dropped = 0;
-    let mut poll = interval(DROPS_PERIOD);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut dropped, mut poll_drops) = (0, Instant::now());
+    let mut pause = Duration::ZERO;
     loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            _ = poll.tick() => {
-                let new = drops.poll();
-                dropped += u64::from(new);
-                if new > 0 && said_drops.hit(Instant::now()).is_some() {
-                    warn!(listener = &*receiver.listener.name, dropped, "The kernel dropped datagrams because the socket's receive buffer was full: a burst came faster than it could be read");
-                    dropped = 0;
+        thread::sleep(pause);
+        if wait(socket, stopped)? == Woken::Stopped {
+            break;
+        }
+        let now = Instant::now();
+        pause = match receiver.take(socket, now) {
+            Ok(BUSY_DATAGRAMS..DATAGRAMS_PER_TURN) => busy_pause,
+            Ok(_) => Duration::ZERO,
+            Err(Trouble::Closed) => bail!("nobody takes the frames of this listener"),
+            Err(Trouble::Io(error)) => {
+                if said_error.hit(now).is_some() {
+                    warn!(listener = &*receiver.listener.name, %error, "Receiving failed; trying again");
                 }
+                ERROR_PAUSE
             }
-            ready = socket.readable() => {
-                ready?;
-                match receiver.take(|buffer| socket.try_recv_from(buffer)) {
-                    Ok(BUSY_DATAGRAMS..DATAGRAMS_PER_TURN) => sleep(busy_pause).await,
-                    Ok(_) => {}
-                    Err(Trouble::Closed) => bail!("nobody takes the frames of this listener"),
-                    Err(Trouble::Io(error)) => {
-                        if said_error.hit(Instant::now()).is_some() {
-                            warn!(listener = &*receiver.listener.name, %error, "Receiving failed; trying again");
-                        }
-                        sleep(ERROR_PAUSE).await;
-                    }
-                }
+        };
+        if now >= poll_drops {
+            poll_drops = now + DROPS_PERIOD;
+            let new = drops.poll();
+            dropped += u64::from(new);
+            if new > 0 && said_drops.hit(now).is_some() {
+                warn!(
+                    listener = &*receiver.listener.name,
+                    dropped,
+                    "The kernel dropped datagrams because the socket's receive buffer was full: a burst came faster than it could be read"
+                );
+                dropped = 0;
             }
         }
     }
-    // As a plain socket, because tokio answers from what it last heard of readiness.
-    let socket = socket.into_std()?;
     let end = Instant::now() + DRAIN_TIME;
-    while Instant::now() < end {
-        match receiver.take(|buffer| socket.recv_from(buffer)) {
-            Ok(DATAGRAMS_PER_TURN) => tokio::task::yield_now().await,
-            _ => break,
-        }
-    }
+    while Instant::now() < end && matches!(receiver.take(socket, Instant::now()), Ok(1..)) {}
     drops.poll();
     Ok(())
+}
+
+#[derive(PartialEq, Eq)]
+enum Woken {
+    /// The socket is to be read, or its drops are to be looked at.
+    Receive,
+    Stopped,
+}
+
+/// Waits for a datagram, the end, or the time to ask for drops.
+fn wait(socket: &UdpSocket, stopped: &PipeReader) -> io::Result<Woken> {
+    let mut watched = [
+        PollFd::new(socket, PollFlags::IN),
+        PollFd::new(stopped, PollFlags::empty()),
+    ];
+    let most = Timespec::try_from(DROPS_PERIOD).expect("a second is a time");
+    match poll(&mut watched, Some(&most)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(match watched[1].revents().is_empty() {
+        true => Woken::Receive,
+        false => Woken::Stopped,
+    })
 }
 
 enum Trouble {
@@ -132,17 +171,15 @@ struct Receiver {
     gate: GateCache,
     settings: SettingsCache,
     buffer: Vec<u8>,
+    /// For whom a sample was asked for last, and in which turn.
+    asked: Option<(IpAddr, Instant)>,
 }
 
 impl Receiver {
     /// Takes what the socket holds, up to one turn's share, and says how much it was.
-    fn take(
-        &mut self,
-        mut receive: impl FnMut(&mut [u8]) -> io::Result<(usize, SocketAddr)>,
-    ) -> Result<usize, Trouble> {
-        let now = Instant::now();
+    fn take(&mut self, socket: &UdpSocket, now: Instant) -> Result<usize, Trouble> {
         for taken in 0..DATAGRAMS_PER_TURN {
-            match receive(&mut self.buffer) {
+            match socket.recv_from(&mut self.buffer) {
                 Ok((length, from)) => {
                     self.listener.metrics.frames.inc();
                     self.datagram(length, from, now)?;
@@ -171,9 +208,12 @@ impl Receiver {
             return Ok(());
         }
         let wanted = self.gate.load()(message);
-        let passes = wanted || (listener.intake.is_calm() && listener.samples.take(peer, now));
-        if !passes {
-            return Ok(());
+        if !wanted {
+            // Peers tend to send several in a turn, of which the first is the sample, if one is due.
+            let asked = self.asked.replace((peer, now)) == Some((peer, now));
+            if asked || !listener.intake.is_calm() || !listener.samples.take(peer, now) {
+                return Ok(());
+            }
         }
         match listener.intake.room_now(message.len())? {
             Some(room) => listener.put(message, &Peer::at(peer), room),
