@@ -21,7 +21,7 @@ pub struct Health {
     state: Mutex<HealthState>,
     /// The messages of late, for the channel's pace.
     pub turns: Turns,
-    /// Wakes the channel's worker after a change from outside.
+    /// Wakes the channel's worker when it may start less than before, or an operator wants it to start more.
     pub changed: Notify,
 }
 
@@ -122,6 +122,7 @@ impl Health {
         let mut state = self.lock();
         if state.suspended.is_none() {
             state.wait_until = Some(until);
+            self.changed.notify_one();
         }
     }
 
@@ -139,6 +140,7 @@ impl Health {
         state.suspended = Some(reason.to_owned());
         state.proven = false;
         state.wait_until = now.checked_add(PROBE_EVERY).ok();
+        self.changed.notify_one();
     }
 
     /// What is to be told now, once: whoever takes it tells it or calls [`Health::untold`].

@@ -7,12 +7,14 @@ pub mod survey;
 pub mod worker;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -40,6 +42,8 @@ use crate::metrics::Metrics;
 use crate::outbox::Advanced;
 use crate::outbox::Case;
 use crate::outbox::CaseState;
+use crate::outbox::Clock;
+use crate::outbox::Leased;
 use crate::outbox::Outbox;
 use crate::outbox::OutboxError;
 use crate::outbox::Step;
@@ -57,9 +61,9 @@ const _: () = assert!(
     inquiry::PATIENCE.as_secs() + survey::LOOKUPS_LIMIT.as_secs() < CASE_LEASE.as_secs(),
     "the device and the directories together must answer within the lease of a case"
 );
-/// The longest sleep, so that a clock that was set back can't stop the cases.
+/// The longest sleep, so that a clock that was set back can't stop anything.
 const POLL: Duration = Duration::from_secs(10);
-/// The shortest sleep, so that a case that can't be leased yet costs no processor.
+/// The shortest sleep, so that what can't be leased yet costs no processor.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// The wait before the outbox is asked again after it failed.
 const OUTBOX_PAUSE: Duration = Duration::from_secs(1);
@@ -226,48 +230,53 @@ impl Dispatcher {
         settings: watch::Receiver<Arc<Settings>>,
         shutdown: CancellationToken,
     ) {
-        let mut changed = self.outbox.cases_changed();
+        let clock: Clock = Arc::new(Timestamp::now);
         let mut steps = JoinSet::new();
+        let mut next = Next::Now;
         while !shutdown.is_cancelled() {
             // Each turn has been through the outbox, so that a database which never answers is noticed, too.
             self.pulse.beat("dispatch");
             while steps.try_join_next().is_some() {}
-            changed.mark_unchanged();
-            let now = Timestamp::now();
             // A case takes as long as its directory; the others don't wait for it.
             let free = CASES_AT_ONCE - steps.len();
-            let mut pause = POLL;
-            if free > 0 {
-                match self.outbox.lease_cases(free, now, CASE_LEASE).await {
-                    Ok(leased) => {
-                        let is_full = leased.items.len() == free;
-                        for case in leased.items {
-                            let this = Arc::clone(&self);
-                            let current = Arc::clone(&settings.borrow());
-                            steps.spawn(async move { this.step(&case, &current).await });
+            if free == 0 {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    Some(_) = steps.join_next() => {}
+                    () = sleep(POLL) => {}
+                }
+                continue;
+            }
+            let leased = match next {
+                Next::Now => self.outbox.lease_cases(free, clock(), CASE_LEASE).await,
+                Next::After(changes, pause) => {
+                    let cases = self.outbox.next_cases(changes, free, &clock, CASE_LEASE);
+                    let rest = async {
+                        tokio::select! {
+                            () = shutdown.cancelled() => {}
+                            () = sleep(pause) => {}
                         }
-                        if is_full {
-                            continue;
-                        }
-                        pause = leased
-                            .next
-                            .map_or(POLL, |t| {
-                                Duration::try_from(t.duration_since(now)).unwrap_or_default()
-                            })
-                            .clamp(SHORTEST_PAUSE, POLL);
-                    }
-                    Err(e) => {
-                        warn!("Cases can't be leased: {e}");
-                        pause = OUTBOX_PAUSE;
+                    };
+                    stand(&*self.outbox, cases, rest).await
+                }
+            };
+            match leased {
+                Ok(leased) => {
+                    next = Next::of(&leased, free, clock());
+                    for case in leased.items {
+                        let this = Arc::clone(&self);
+                        let current = Arc::clone(&settings.borrow());
+                        steps.spawn(async move { this.step(&case, &current).await });
                     }
                 }
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                Ok(()) = changed.changed(), if free > 0 => {}
-                // With some to spare, nothing else was due: the end of a step lets nothing begin.
-                Some(_) = steps.join_next(), if free == 0 => {}
-                () = sleep(pause) => {}
+                Err(e) => {
+                    warn!("Cases can't be leased: {e}");
+                    next = Next::Now;
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = sleep(OUTBOX_PAUSE) => {}
+                    }
+                }
             }
         }
         while steps.join_next().await.is_some() {}
@@ -452,6 +461,48 @@ impl Dispatcher {
                 () = sleep(SWEEP_EVERY) => {}
             }
         }
+    }
+}
+
+/// When something is to be leased next.
+enum Next {
+    /// At once: more may be due.
+    Now,
+    /// When something has changed since, or after a while.
+    After(u64, Duration),
+}
+
+impl Next {
+    /// After a lease of up to `free`: with some to spare, nothing else was due.
+    fn of<T>(leased: &Leased<T>, free: usize, now: Timestamp) -> Self {
+        if leased.items.len() == free {
+            return Self::Now;
+        }
+        Self::After(leased.changes, pause_until(leased.next, now))
+    }
+}
+
+fn pause_until(due: Option<Timestamp>, now: Timestamp) -> Duration {
+    let pause = due.map(|due| Duration::try_from(due.duration_since(now)).unwrap_or_default());
+    pause.map_or(POLL, |pause| pause.clamp(SHORTEST_PAUSE, POLL))
+}
+
+/// Waits until a lease that stands is answered, but no longer than `rest`. It is not dropped then: were it answered at that moment,
+/// nobody would hold what it has leased.
+async fn stand<T>(
+    outbox: &dyn Outbox,
+    lease: impl Future<Output = Result<Leased<T>, OutboxError>>,
+    rest: impl Future<Output = ()>,
+) -> Result<Leased<T>, OutboxError> {
+    let mut lease = pin!(lease);
+    tokio::select! {
+        leased = &mut lease => return leased,
+        () = rest => {}
+    }
+    match outbox.nudge().await {
+        Ok(()) => lease.await,
+        // It still stands, unless it was answered before.
+        Err(e) => lease.now_or_never().unwrap_or(Err(e)),
     }
 }
 

@@ -24,14 +24,18 @@ use crate::channel::Commit;
 use crate::channel::OnUncertain;
 use crate::channel::SendError;
 use crate::channel::Transcript;
+use crate::dispatch::Next;
 use crate::dispatch::Settings;
 use crate::dispatch::health::Health;
 use crate::dispatch::health::News;
 use crate::dispatch::jitter;
+use crate::dispatch::pause_until;
+use crate::dispatch::stand;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::metrics;
 use crate::metrics::Metrics;
+use crate::outbox::Clock;
 use crate::outbox::Escalate;
 use crate::outbox::Lease;
 use crate::outbox::Outbox;
@@ -50,10 +54,6 @@ const LEASE: Duration = Duration::from_secs(300);
 const STEPS: u32 = 15;
 /// How long a mail's final dot may take, whatever the `timeout`.
 const FINAL_DOT: Duration = Duration::from_secs(600);
-/// The longest sleep, so that a clock that was set back can't stop a channel.
-const POLL: Duration = Duration::from_secs(10);
-/// The shortest sleep, so that a delivery that can't be leased yet costs no processor.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// The wait before the outbox is asked again after it failed.
 const OUTBOX_PAUSE: Duration = Duration::from_secs(1);
 
@@ -73,68 +73,67 @@ pub struct Worker {
     pub clock: Clock,
 }
 
-/// Tells the time of day; tests have their own.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
 impl Worker {
     /// Runs until `stop`; then finishes the tries that are under way and leases no more.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut changed = self.outbox.deliveries_changed();
         let mut tries = JoinSet::new();
+        let mut next = Next::Now;
         while !stop.is_cancelled() {
             while tries.try_join_next().is_some() {}
-            changed.mark_unchanged();
             let (now, moment) = ((self.clock)(), Instant::now());
             let rates = &self.channel.rates;
             let free = self
                 .health
                 .may_start(tries.len(), self.channel.concurrency, now)
                 .min(self.health.free_turns(rates, moment));
-            // With some to spare, nothing else was due: the end of a try lets nothing begin.
-            let mut is_full = true;
-            let next = match free {
-                0 => self.opens_at(now, moment),
-                free => match self
-                    .outbox
-                    .lease_deliveries(&self.channel.name, free, now, lease(self.channel.timeout))
-                    .await
-                {
-                    Ok(leased) => {
-                        is_full = leased.items.len() == free;
-                        if !leased.items.is_empty() {
-                            self.health.started(now);
-                            self.health.turns.take(leased.items.len(), rates, moment);
-                        }
-                        for lease in leased.items {
-                            tries.spawn(Arc::clone(&self).attempt(lease));
-                        }
-                        leased.next
-                    }
-                    Err(e) => {
-                        warn!(channel = %self.channel.name, "Deliveries can't be leased: {e}");
-                        Some(now.saturating_add(OUTBOX_PAUSE).unwrap_or(now))
-                    }
-                },
+            if free == 0 {
+                let pause = pause_until(self.opens_at(now, moment), now);
+                tokio::select! {
+                    () = self.rest(pause, &stop) => {}
+                    Some(_) = tries.join_next() => {}
+                }
+                next = Next::Now;
+                continue;
+            }
+            let (name, time) = (&self.channel.name, lease(self.channel.timeout));
+            let leased = match next {
+                Next::Now => self.outbox.lease_deliveries(name, free, now, time).await,
+                Next::After(changes, pause) => {
+                    let lease = self
+                        .outbox
+                        .next_deliveries(changes, name, free, &self.clock, time);
+                    stand(&*self.outbox, lease, self.rest(pause, &stop)).await
+                }
             };
-            let pause = self.pause(next);
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = self.health.changed.notified() => {}
-                Ok(()) = changed.changed(), if free > 0 => {}
-                Some(_) = tries.join_next(), if is_full => {}
-                () = sleep(pause) => {}
+            match leased {
+                Ok(leased) => {
+                    let (now, moment) = ((self.clock)(), Instant::now());
+                    next = Next::of(&leased, free, now);
+                    if !leased.items.is_empty() {
+                        self.health.started(now);
+                        self.health.turns.take(leased.items.len(), rates, moment);
+                    }
+                    for lease in leased.items {
+                        tries.spawn(Arc::clone(&self).attempt(lease));
+                    }
+                }
+                Err(e) => {
+                    warn!(channel = %name, "Deliveries can't be leased: {e}");
+                    next = Next::Now;
+                    self.rest(OUTBOX_PAUSE, &stop).await;
+                }
             }
         }
         while tries.join_next().await.is_some() {}
     }
 
-    /// The longest sleep until something is due.
-    fn pause(&self, next: Option<Timestamp>) -> Duration {
-        next.map_or(POLL, |t| {
-            Duration::try_from(t.duration_since((self.clock)()))
-                .unwrap_or_default()
-                .clamp(SHORTEST_PAUSE, POLL)
-        })
+    /// Sleeps, unless the worker is to stop or something about the channel has changed.
+    async fn rest(&self, pause: Duration, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.health.changed.notified() => {}
+            () = sleep(pause) => {}
+        }
     }
 
     /// When a try may start again, if more than the tries under way keeps it back `now`.

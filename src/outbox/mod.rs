@@ -8,13 +8,13 @@ mod open;
 mod seal;
 mod sqlite;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::Serialize;
-use tokio::sync::watch;
 
 use crate::activation::Activation;
 use crate::activation::ActivationCode;
@@ -36,6 +36,9 @@ pub use open::open;
 pub use open::open_without_key;
 pub use seal::NoRandomness;
 
+/// Tells the time of day; tests have their own.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 /// What the outbox promises, whatever database is behind it.
 #[async_trait]
 pub trait Outbox: Send + Sync {
@@ -47,6 +50,16 @@ pub trait Outbox: Send + Sync {
         &self,
         max: usize,
         now: Timestamp,
+        lease: Duration,
+    ) -> Result<Leased<Case>, OutboxError>;
+
+    /// The same as soon as a case may have become due since [`Leased::changes`] was `since`; there may be none after all. Nobody else
+    /// sees it due in between.
+    async fn next_cases(
+        &self,
+        since: u64,
+        max: usize,
+        clock: &Clock,
         lease: Duration,
     ) -> Result<Leased<Case>, OutboxError>;
 
@@ -66,6 +79,19 @@ pub trait Outbox: Send + Sync {
         now: Timestamp,
         lease: Duration,
     ) -> Result<Leased<Lease>, OutboxError>;
+
+    /// The same as soon as a delivery, of whatever channel, may have become due since [`Leased::changes`] was `since`.
+    async fn next_deliveries(
+        &self,
+        since: u64,
+        channel: &str,
+        max: usize,
+        clock: &Clock,
+        lease: Duration,
+    ) -> Result<Leased<Lease>, OutboxError>;
+
+    /// Has `next_cases` and `next_deliveries` answered with what there is.
+    async fn nudge(&self) -> Result<(), OutboxError>;
 
     /// Must be durable before the byte after which the peer may act. The lease then lasts until `until`.
     async fn begin_send(&self, lease: &Lease, until: Timestamp) -> Result<(), OutboxError>;
@@ -110,12 +136,6 @@ pub trait Outbox: Send + Sync {
 
     /// Wipes codes that are past use and drops history older than `retention`. Idempotent.
     async fn sweep(&self, now: Timestamp, retention: Duration) -> Result<Swept, OutboxError>;
-
-    /// Changes whenever a case may have become due.
-    fn cases_changed(&self) -> watch::Receiver<u64>;
-
-    /// Changes whenever a delivery may have become due.
-    fn deliveries_changed(&self) -> watch::Receiver<u64>;
 }
 
 /// What became of an activation that was put.
@@ -153,6 +173,8 @@ pub struct Leased<T> {
     pub items: Vec<T>,
     /// When to ask again.
     pub next: Option<Timestamp>,
+    /// How often something may have become due before; by this, nothing that comes after is missed.
+    pub changes: u64,
 }
 
 /// Where an activation stands.

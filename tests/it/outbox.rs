@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use ftm_relay::outbox;
 use ftm_relay::outbox::By;
 use ftm_relay::outbox::Case;
 use ftm_relay::outbox::CaseState;
+use ftm_relay::outbox::Clock;
 use ftm_relay::outbox::Command;
 use ftm_relay::outbox::Escalate;
 use ftm_relay::outbox::Escalation;
@@ -45,6 +47,7 @@ use ftm_relay::outbox::Swept;
 use ftm_relay::outbox::Work;
 use ftm_relay::settings::Check;
 use ftm_relay::settings::Weight;
+use futures_util::FutureExt;
 use jiff::SignedDuration;
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -108,7 +111,9 @@ every_backend! {
     a_delivery_whose_lease_ran_out_is_sent_again_or_held_as_configured
     deliveries_of_a_channel_that_is_gone_fail
     a_channels_cases_are_woken
-    sleepers_are_woken
+    what_may_have_become_due_is_known
+    a_lease_stands_until_something_is_due
+    a_standing_lease_can_be_called_in_and_given_up
     a_life_cycle_event_is_history_only
     a_code_that_the_device_named_goes_out_sealed_and_until_its_own_expiry
     a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newer
@@ -1424,69 +1429,95 @@ async fn a_channels_cases_are_woken(home: &dyn Home) {
     );
 }
 
-async fn sleepers_are_woken(home: &dyn Home) {
+async fn what_may_have_become_due_is_known(home: &dyn Home) {
     let (outbox, at) = (home.open(), now());
-    let (mut cases, mut deliveries) = (outbox.cases_changed(), outbox.deliveries_changed());
-    let mut woken = move || {
-        let seen = (
-            cases.has_changed().unwrap(),
-            deliveries.has_changed().unwrap(),
-        );
-        cases.mark_unchanged();
-        deliveries.mark_unchanged();
-        seen
+    let changes = async || {
+        let cases = outbox.lease_cases(0, at, LEASE).await.unwrap();
+        let mails = outbox.lease_deliveries("mail", 0, at, LEASE).await.unwrap();
+        (cases.changes, mails.changes)
     };
-    // The bump follows the answer; what comes next in line has it behind itself.
-    let settled = async || outbox.release(&absent(), at).await;
+    let mut before = changes().await;
+    let mut woken = async || {
+        let seen = changes().await;
+        let news = (seen.0 != before.0, seen.1 != before.1);
+        before = seen;
+        news
+    };
     let id = put(&*outbox, event("alice", CODE_A, at)).await;
-    let _none = settled().await;
-    assert_eq!(woken(), (true, false));
+    assert_eq!(woken().await, (true, false));
     outbox.put(vec![event("alice", CODE_A, at)]).await.unwrap();
     let c = case(&*outbox, &id, at).await;
-    let _none = settled().await;
-    assert_eq!(woken(), (false, false));
+    assert_eq!(woken().await, (false, false));
     outbox
         .advance(&c, route("alice", vec![by("mail")]), at)
         .await
         .unwrap();
-    let _none = settled().await;
-    assert_eq!(woken(), (false, true));
+    assert_eq!(woken().await, (false, true));
     let first = lease(&*outbox, "mail", at).await;
-    let _none = settled().await;
-    assert_eq!(woken(), (false, false));
+    assert_eq!(woken().await, (false, false));
     outbox
         .settle(&first, later(after(at, 15)), at)
         .await
         .unwrap();
-    let _none = settled().await;
-    assert_eq!(woken(), (true, true));
+    assert_eq!(woken().await, (true, true));
     outbox.command(&first.id, Command::Retry, at).await.unwrap();
-    let _none = settled().await;
-    assert_eq!(woken(), (true, true));
+    assert_eq!(woken().await, (true, true));
     let second = lease(&*outbox, "mail", at).await;
     outbox.settle(&second, accepted(), at).await.unwrap();
-    let _none = settled().await;
-    assert_eq!(woken(), (true, false));
+    assert_eq!(woken().await, (true, false));
 }
 
-/// A lease that nobody has.
-fn absent() -> Lease {
-    Lease {
-        id: "D999999".to_owned(),
-        fence: 1,
-        attempt: 1,
-        message_id: String::new(),
-        channel: "mail".to_owned(),
-        received_at: now(),
-        expires_at: now(),
-        work: Work::Escalation(Escalation {
-            reason: String::new(),
-            text: String::new(),
-            count: 0,
-            newest: Vec::new(),
-            since: now(),
-        }),
-    }
+/// What has come of a future so far.
+fn so_far<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Option<T> {
+    future.as_mut().now_or_never()
+}
+
+async fn a_lease_stands_until_something_is_due(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let clock: Clock = Arc::new(move || at);
+    let none = outbox.lease_cases(9, at, LEASE).await.unwrap();
+    let mut cases = Box::pin(outbox.next_cases(none.changes, 9, &clock, LEASE));
+    let none = outbox.lease_deliveries("mail", 9, at, LEASE).await.unwrap();
+    let mut mails = Box::pin(outbox.next_deliveries(none.changes, "mail", 9, &clock, LEASE));
+    assert!(so_far(&mut cases).is_none() && so_far(&mut mails).is_none());
+
+    // It is answered with the change: whoever leases next finds nothing.
+    let id = put(&*outbox, event("alice", CODE_A, at)).await;
+    let leased = so_far(&mut cases).unwrap().unwrap();
+    assert_eq!(leased.items[0].id, id);
+    assert!(so_far(&mut mails).is_none());
+    let others = outbox.lease_cases(9, at, LEASE).await.unwrap();
+    assert!(others.items.is_empty());
+    let step = route("alice", vec![by("mail")]);
+    outbox.advance(&leased.items[0], step, at).await.unwrap();
+    let mail = so_far(&mut mails).unwrap().unwrap();
+    assert_eq!(mail.items.len(), 1);
+    outbox
+        .begin_send(&mail.items[0], after(at, 60))
+        .await
+        .unwrap();
+
+    // What changed before it was asked for is not waited for.
+    put(&*outbox, event("bob", CODE_B, at)).await;
+    let bob = outbox.next_cases(others.changes, 9, &clock, LEASE).await;
+    assert_eq!(bob.unwrap().items[0].activation.user, "bob");
+}
+
+async fn a_standing_lease_can_be_called_in_and_given_up(home: &dyn Home) {
+    let (outbox, at) = (home.open(), now());
+    let clock: Clock = Arc::new(move || at);
+    let none = outbox.lease_cases(9, at, LEASE).await.unwrap();
+    let mut given_up = Box::pin(outbox.next_cases(none.changes, 9, &clock, LEASE));
+    assert!(so_far(&mut given_up).is_none());
+    drop(given_up);
+    let mut called_in = Box::pin(outbox.next_cases(none.changes, 9, &clock, LEASE));
+    assert!(so_far(&mut called_in).is_none());
+    outbox.nudge().await.unwrap();
+    let none = so_far(&mut called_in).unwrap().unwrap();
+    assert!(none.items.is_empty());
+    put(&*outbox, event("alice", CODE_A, at)).await;
+    let due = outbox.lease_cases(9, at, LEASE).await.unwrap().items;
+    assert_eq!(due.len(), 1, "one that was given up leases nothing");
 }
 
 // === What people see ===

@@ -42,6 +42,7 @@ use crate::outbox::sqlite::row::span;
 use crate::outbox::sqlite::row::standing_word;
 use crate::outbox::sqlite::row::state_word;
 use crate::outbox::sqlite::row::time;
+use crate::outbox::sqlite::writer::Queue;
 use crate::outbox::sqlite::writer::Tx;
 use crate::secret::Redactor;
 use crate::secret::mask_address;
@@ -505,6 +506,7 @@ pub(super) fn lease(
     Ok(Leased {
         items,
         next: next.map(time),
+        changes: tx.changes(Queue::Cases),
     })
 }
 

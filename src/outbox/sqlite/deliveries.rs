@@ -32,6 +32,7 @@ use crate::outbox::sqlite::row::later;
 use crate::outbox::sqlite::row::micros;
 use crate::outbox::sqlite::row::state_word;
 use crate::outbox::sqlite::row::time;
+use crate::outbox::sqlite::writer::Queue;
 use crate::outbox::sqlite::writer::Tx;
 use crate::secret::Redactor;
 
@@ -255,6 +256,7 @@ pub(super) fn lease(
     Ok(Leased {
         items,
         next: next.map(time),
+        changes: tx.changes(Queue::Deliveries),
     })
 }
 

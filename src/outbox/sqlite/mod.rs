@@ -23,12 +23,12 @@ use rusqlite::OptionalExtension;
 use rusqlite::Transaction;
 use rusqlite::TransactionBehavior;
 use tokio::sync::Semaphore;
-use tokio::sync::watch;
 use tracing::warn;
 
 use crate::activation::Activation;
 use crate::outbox::Advanced;
 use crate::outbox::Case;
+use crate::outbox::Clock;
 use crate::outbox::Command;
 use crate::outbox::Commanded;
 use crate::outbox::Depth;
@@ -52,8 +52,9 @@ use crate::outbox::sqlite::cases::Incoming;
 use crate::outbox::sqlite::file::DATABASE;
 use crate::outbox::sqlite::file::Unfit;
 use crate::outbox::sqlite::row::Id;
+use crate::outbox::sqlite::writer::Changes;
+use crate::outbox::sqlite::writer::Queue;
 use crate::outbox::sqlite::writer::Tx;
-use crate::outbox::sqlite::writer::Wakes;
 use crate::outbox::sqlite::writer::Writer;
 
 /// So many reads at the same time; as many connections are kept.
@@ -67,7 +68,6 @@ const KEY_CHECK: &str = "key-check";
 pub struct Sqlite {
     writer: Writer,
     readers: Arc<Readers>,
-    wakes: Arc<Wakes>,
     seal: Option<Arc<Seal>>,
     /// Declared last: it ends after the writer has closed the file.
     _lock: Option<File>,
@@ -122,18 +122,13 @@ impl Sqlite {
         seal: Option<Seal>,
         lock: Option<File>,
     ) -> Result<Self, OpenError> {
-        let wakes = Arc::new(Wakes {
-            cases: watch::Sender::new(0),
-            deliveries: watch::Sender::new(0),
-        });
         Ok(Self {
-            writer: Writer::start(db, Arc::clone(&wakes)).map_err(OpenError::file(dir))?,
+            writer: Writer::start(db).map_err(OpenError::file(dir))?,
             readers: Arc::new(Readers {
                 path: dir.join(DATABASE),
                 idle: Mutex::default(),
                 free: Semaphore::new(READERS),
             }),
-            wakes,
             seal: seal.map(Arc::new),
             _lock: lock,
         })
@@ -174,7 +169,7 @@ impl Sqlite {
             }
         }
         let now = Timestamp::now();
-        match deliveries::recover(&Tx::outside(&tx), now) {
+        match deliveries::recover(&Tx::new(&tx, &Changes::default()), now) {
             Ok(()) => {}
             Err(OutboxError::Damaged(why)) => return Err(Unfit::Damaged(why)),
             Err(e) => {
@@ -270,6 +265,18 @@ impl Outbox for Sqlite {
             .await
     }
 
+    async fn next_cases(
+        &self,
+        since: u64,
+        max: usize,
+        clock: &Clock,
+        lease: Duration,
+    ) -> Result<Leased<Case>, OutboxError> {
+        let (seal, clock) = (self.seal()?, Arc::clone(clock));
+        let work = move |tx: &Tx<'_>| cases::lease(tx, &seal, max, clock(), lease);
+        self.writer.run_after((Queue::Cases, since), work).await
+    }
+
     async fn advance(
         &self,
         case: &Case,
@@ -291,6 +298,30 @@ impl Outbox for Sqlite {
         let (seal, channel) = (self.seal()?, channel.to_owned());
         self.write(move |tx| deliveries::lease(tx, &seal, &channel, max, now, lease))
             .await
+    }
+
+    async fn next_deliveries(
+        &self,
+        since: u64,
+        channel: &str,
+        max: usize,
+        clock: &Clock,
+        lease: Duration,
+    ) -> Result<Leased<Lease>, OutboxError> {
+        let (seal, clock, channel) = (self.seal()?, Arc::clone(clock), channel.to_owned());
+        let work = move |tx: &Tx<'_>| deliveries::lease(tx, &seal, &channel, max, clock(), lease);
+        self.writer
+            .run_after((Queue::Deliveries, since), work)
+            .await
+    }
+
+    async fn nudge(&self) -> Result<(), OutboxError> {
+        let due = |tx: &Tx<'_>| {
+            tx.wake_cases();
+            tx.wake_deliveries();
+            Ok(())
+        };
+        self.write(due).await
     }
 
     async fn begin_send(&self, lease: &Lease, until: Timestamp) -> Result<(), OutboxError> {
@@ -379,14 +410,6 @@ impl Outbox for Sqlite {
             }
         }
         Ok(total)
-    }
-
-    fn cases_changed(&self) -> watch::Receiver<u64> {
-        self.wakes.cases.subscribe()
-    }
-
-    fn deliveries_changed(&self) -> watch::Receiver<u64> {
-        self.wakes.deliveries.subscribe()
     }
 }
 

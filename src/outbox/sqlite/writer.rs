@@ -2,14 +2,12 @@
 
 use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::thread;
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
-use tokio::sync::watch;
 use tracing::error;
 
 use crate::outbox::OutboxError;
@@ -23,16 +21,40 @@ const MAX_WAITING: usize = 1024;
 /// What a command works with: the database inside its own savepoint.
 pub(super) struct Tx<'a> {
     db: &'a Connection,
+    before: &'a Changes,
     noted: Noted,
 }
 
-/// What others want to know once it is committed.
+/// What a command did that concerns more than its own rows.
 #[derive(Default)]
 struct Noted {
     cases: Cell<bool>,
     deliveries: Cell<bool>,
     wiped: Cell<bool>,
     purge: Cell<bool>,
+}
+
+/// What may become due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    Cases,
+    Deliveries,
+}
+
+/// How often something in each queue may have become due.
+#[derive(Default)]
+pub(super) struct Changes {
+    cases: Cell<u64>,
+    deliveries: Cell<u64>,
+}
+
+impl Changes {
+    fn of(&self, queue: Queue) -> u64 {
+        match queue {
+            Queue::Cases => self.cases.get(),
+            Queue::Deliveries => self.deliveries.get(),
+        }
+    }
 }
 
 impl Deref for Tx<'_> {
@@ -44,12 +66,18 @@ impl Deref for Tx<'_> {
 }
 
 impl<'a> Tx<'a> {
-    /// For work in a transaction of one's own, before anybody sleeps.
-    pub(super) fn outside(db: &'a Connection) -> Self {
+    /// `before`: what had changed before this command.
+    pub(super) fn new(db: &'a Connection, before: &'a Changes) -> Self {
         Self {
             db,
+            before,
             noted: Noted::default(),
         }
+    }
+
+    /// How often something in the queue may have become due so far.
+    pub(super) fn changes(&self, queue: Queue) -> u64 {
+        self.before.of(queue)
     }
 
     /// A case may have become due.
@@ -71,12 +99,6 @@ impl<'a> Tx<'a> {
     pub(super) fn purge_log(&self) {
         self.noted.purge.set(true);
     }
-}
-
-/// Who sleeps until something may be due.
-pub(super) struct Wakes {
-    pub(super) cases: watch::Sender<u64>,
-    pub(super) deliveries: watch::Sender<u64>,
 }
 
 trait Job: Send {
@@ -129,20 +151,32 @@ where
     }
 }
 
+/// A command that stands until something in the queue may have become due since it had changed so often.
+struct Standing {
+    queue: Queue,
+    since: u64,
+    job: Box<dyn Job>,
+}
+
+enum Order {
+    Now(Box<dyn Job>),
+    Then(Standing),
+}
+
 /// The thread and the way to it. Dropping it waits until everything taken is committed and the file is closed.
 pub(super) struct Writer {
-    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    orders: Option<mpsc::Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
-    pub(super) fn start(db: Connection, wakes: Arc<Wakes>) -> std::io::Result<Self> {
-        let (jobs, waiting) = mpsc::channel(MAX_WAITING);
+    pub(super) fn start(db: Connection) -> std::io::Result<Self> {
+        let (orders, waiting) = mpsc::channel(MAX_WAITING);
         let thread = thread::Builder::new()
             .name("outbox".to_owned())
-            .spawn(move || write(&db, &wakes, waiting))?;
+            .spawn(move || write(&db, waiting))?;
         Ok(Self {
-            jobs: Some(jobs),
+            orders: Some(orders),
             thread: Some(thread),
         })
     }
@@ -153,16 +187,42 @@ impl Writer {
         F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
         T: Send + 'static,
     {
+        self.order(work, Order::Now).await
+    }
+
+    /// The same, inside the transaction by which something in the queue may have become due after it had changed `since` often.
+    pub(super) async fn run_after<T, F>(
+        &self,
+        (queue, since): (Queue, u64),
+        work: F,
+    ) -> Result<T, OutboxError>
+    where
+        F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let stands = move |job| Order::Then(Standing { queue, since, job });
+        self.order(work, stands).await
+    }
+
+    async fn order<T, F>(
+        &self,
+        work: F,
+        order: impl FnOnce(Box<dyn Job>) -> Order,
+    ) -> Result<T, OutboxError>
+    where
+        F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
+        T: Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let command = Command {
             work: Some(work),
             result: None,
             reply,
         };
-        let jobs = self.jobs.as_ref().expect("it is there until drop");
+        let orders = self.orders.as_ref().expect("it is there until drop");
         // The thread ends early only by a panic of ours; then the caller's task ends as well, and with it the process.
         assert!(
-            jobs.send(Box::new(command)).await.is_ok(),
+            orders.send(order(Box::new(command))).await.is_ok(),
             "the outbox's writer has ended"
         );
         answer.await.expect("the outbox's writer has ended")
@@ -171,7 +231,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.jobs.take();
+        self.orders.take();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -180,29 +240,34 @@ impl Drop for Writer {
     }
 }
 
-fn write(db: &Connection, wakes: &Wakes, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
+fn write(db: &Connection, mut waiting: mpsc::Receiver<Order>) {
+    let mut orders = Vec::with_capacity(MAX_BATCH);
     let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(MAX_BATCH);
+    let mut standing: Vec<Standing> = Vec::new();
+    let changes = Changes::default();
     let mut wiped = false;
-    while waiting.blocking_recv_many(&mut batch, MAX_BATCH) > 0 {
+    while waiting.blocking_recv_many(&mut orders, MAX_BATCH) > 0 {
+        for order in orders.drain(..) {
+            match order {
+                Order::Now(job) => batch.push(job),
+                Order::Then(order) => standing.push(order),
+            }
+        }
         // What nobody waits for any more is not begun: a lease without a holder would only block its row.
         batch.retain(|job| job.is_wanted());
+        standing.retain(|order| order.job.is_wanted());
+        batch.extend(take_ready(&mut standing, &changes));
         if batch.is_empty() {
             continue;
         }
         let noted = Noted::default();
-        let committed = commit(db, &mut batch, &noted);
-        if committed.is_ok() {
+        let committed = commit(db, &mut batch, &mut standing, &changes, &noted);
+        let done = committed.is_ok();
+        if done {
             wiped |= noted.wiped.get();
         }
-        let done = committed.is_ok();
         for job in batch.drain(..) {
             job.answer(committed.clone());
-        }
-        if done && noted.cases.get() {
-            wakes.cases.send_modify(|n| *n = n.wrapping_add(1));
-        }
-        if done && noted.deliveries.get() {
-            wakes.deliveries.send_modify(|n| *n = n.wrapping_add(1));
         }
         if done && wiped && noted.purge.get() {
             // A reader may be in the way; then it stays noted for the next time.
@@ -211,8 +276,23 @@ fn write(db: &Connection, wakes: &Wakes, mut waiting: mpsc::Receiver<Box<dyn Job
     }
 }
 
-fn commit(db: &Connection, batch: &mut [Box<dyn Job>], noted: &Noted) -> Result<(), OutboxError> {
-    let result = transact(db, batch, noted);
+/// The standing commands for which the time has come.
+fn take_ready(standing: &mut Vec<Standing>, changes: &Changes) -> Vec<Box<dyn Job>> {
+    let is_ready = |order: &mut Standing| changes.of(order.queue) != order.since;
+    standing
+        .extract_if(.., is_ready)
+        .map(|order| order.job)
+        .collect()
+}
+
+fn commit(
+    db: &Connection,
+    batch: &mut Vec<Box<dyn Job>>,
+    standing: &mut Vec<Standing>,
+    changes: &Changes,
+    noted: &Noted,
+) -> Result<(), OutboxError> {
+    let result = transact(db, batch, standing, changes, noted);
     if result.is_err() && !db.is_autocommit() {
         // If even that fails, the next BEGIN says so.
         let _rolled_back = db.execute_batch("ROLLBACK");
@@ -220,22 +300,35 @@ fn commit(db: &Connection, batch: &mut [Box<dyn Job>], noted: &Noted) -> Result<
     result
 }
 
-fn transact(db: &Connection, batch: &mut [Box<dyn Job>], noted: &Noted) -> Result<(), OutboxError> {
+fn transact(
+    db: &Connection,
+    batch: &mut Vec<Box<dyn Job>>,
+    standing: &mut Vec<Standing>,
+    changes: &Changes,
+    noted: &Noted,
+) -> Result<(), OutboxError> {
     let run =
         |sql: &str| -> rusqlite::Result<()> { db.prepare_cached(sql)?.execute([]).map(|_| ()) };
     run("BEGIN IMMEDIATE")?;
-    for job in batch {
+    let mut at = 0;
+    while let Some(job) = batch.get_mut(at) {
         run("SAVEPOINT command")?;
-        let tx = Tx::outside(db);
+        let tx = Tx::new(db, changes);
         if job.run(&tx) {
-            for (all, one) in [
-                (&noted.cases, &tx.noted.cases),
-                (&noted.deliveries, &tx.noted.deliveries),
-                (&noted.wiped, &tx.noted.wiped),
-                (&noted.purge, &tx.noted.purge),
-            ] {
-                all.set(all.get() | one.get());
-            }
+            let Noted {
+                cases,
+                deliveries,
+                wiped,
+                purge,
+            } = tx.noted;
+            changes
+                .cases
+                .set(changes.cases.get() + u64::from(cases.get()));
+            changes
+                .deliveries
+                .set(changes.deliveries.get() + u64::from(deliveries.get()));
+            noted.wiped.set(noted.wiped.get() | wiped.get());
+            noted.purge.set(noted.purge.get() | purge.get());
         } else if db.is_autocommit() {
             // Some errors (no space, input and output) undo the whole transaction.
             return Err(job
@@ -245,6 +338,11 @@ fn transact(db: &Connection, batch: &mut [Box<dyn Job>], noted: &Noted) -> Resul
             run("ROLLBACK TO command")?;
         }
         run("RELEASE command")?;
+        at += 1;
+        if at == batch.len() {
+            // Whoever waits for what has just become due has it with the same fsync.
+            batch.extend(take_ready(standing, changes));
+        }
     }
     run("COMMIT")?;
     Ok(())
