@@ -61,6 +61,7 @@ fn main() -> Result<()> {
         }
     }
     print!("{}{table}", machine(&peers)?);
+    program::clear()?;
     Ok(())
 }
 

@@ -7,7 +7,6 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
-use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
@@ -62,9 +61,23 @@ pub trait Program {
     }
 }
 
-/// On the disk that the build is on: the system's temporary directory may be memory.
+/// A new one on the disk that the build is on: the system's temporary directory may be memory. All are removed at the end of the run
+/// ([`clear`]): ext4 without a journal looks long for an inode while many were freed of late, and whoever comes next would pay.
 pub fn directory() -> std::io::Result<TempDir> {
-    TempDir::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    fs::create_dir_all(DIRECTORIES)?;
+    tempfile::Builder::new()
+        .disable_cleanup(true)
+        .tempdir_in(DIRECTORIES)
+}
+
+const DIRECTORIES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/peers");
+
+/// Removes what the receivers wrote.
+pub fn clear() -> std::io::Result<()> {
+    match fs::remove_dir_all(DIRECTORIES) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 pub fn free() -> std::io::Result<SocketAddr> {
