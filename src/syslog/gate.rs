@@ -9,6 +9,7 @@ use memchr::memmem::Finder;
 use super::cef;
 use super::header;
 use super::id_of;
+use super::id_of_digits;
 use super::is_blank;
 
 /// Finds the wanted message ids. Whatever [`super::Record::message_id`] reads as one of them, passes.
@@ -34,18 +35,23 @@ impl Gate {
 
     /// Whether the frame may hold a wanted event.
     pub fn passes(&self, frame: &[u8]) -> bool {
-        let rest = |at: usize, word: &[u8]| &frame[at + word.len()..];
-        self.logid
-            .find_iter(frame)
-            .any(|at| self.wants(digits_after(rest(at, LOGID))))
-            // Most lines begin with a field, which CEF never does, and are searched once.
-            || !header::begins_with_field(frame) && self.vendor.find_iter(frame).any(|at| {
-                cef::header_id(rest(at, VENDOR)).is_some_and(|id| self.wants(id.trim_ascii()))
+        let mut rest = frame;
+        while let Some(at) = self.logid.find(rest) {
+            rest = &rest[at + LOGID.len()..];
+            if self.wants(id_of_digits(digits_after(rest))) {
+                return true;
+            }
+        }
+        // Most lines begin with a field, which CEF never does, and are searched once.
+        !header::begins_with_field(frame)
+            && self.vendor.find_iter(frame).any(|at| {
+                let id = cef::header_id(&frame[at + VENDOR.len()..]);
+                id.is_some_and(|id| self.wants(id_of(id.trim_ascii())))
             })
     }
 
-    fn wants(&self, digits: &[u8]) -> bool {
-        id_of(digits).is_some_and(|id| self.ids.contains(&id))
+    fn wants(&self, id: Option<u32>) -> bool {
+        id.is_some_and(|id| self.ids.contains(&id))
     }
 }
 

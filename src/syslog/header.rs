@@ -127,11 +127,13 @@ fn trim_end(mut bytes: &[u8]) -> &[u8] {
 
 /// Takes `<PRI>` off. Its number means nothing here, so an absurd one is as good.
 fn without_priority(bytes: &[u8]) -> &[u8] {
-    match bytes {
-        [b'<', rest @ ..] => match memchr(b'>', &rest[..rest.len().min(MAX_PRIORITY_BYTES)]) {
-            Some(at) if rest[..at].iter().all(u8::is_ascii_digit) => &rest[at + 1..],
-            _ => bytes,
-        },
+    let [b'<', rest @ ..] = bytes else {
+        return bytes;
+    };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
+    let digits = digits.take(MAX_PRIORITY_BYTES).count();
+    match rest.get(digits) {
+        Some(b'>') if digits < MAX_PRIORITY_BYTES => &rest[digits + 1..],
         _ => bytes,
     }
 }

@@ -233,19 +233,20 @@ const MIN_LOGID_DIGITS: usize = 5;
 const MAX_LOGID_DIGITS: usize = 20;
 
 /// The message id of a log id: its last six digits.
-#[inline]
 fn id_of(logid: &[u8]) -> Option<u32> {
-    if !(MIN_LOGID_DIGITS..=MAX_LOGID_DIGITS).contains(&logid.len())
-        || !logid.iter().all(u8::is_ascii_digit)
-    {
+    let is_number = logid.iter().all(u8::is_ascii_digit);
+    is_number.then(|| id_of_digits(logid)).flatten()
+}
+
+/// The same of what is known to be nothing but digits.
+#[inline]
+fn id_of_digits(logid: &[u8]) -> Option<u32> {
+    if !(MIN_LOGID_DIGITS..=MAX_LOGID_DIGITS).contains(&logid.len()) {
         return None;
     }
     let last_six = &logid[logid.len().saturating_sub(6)..];
-    Some(
-        last_six
-            .iter()
-            .fold(0, |id, digit| id * 10 + u32::from(digit - b'0')),
-    )
+    let number = |id, digit: &u8| id * 10 + u32::from(digit - b'0');
+    Some(last_six.iter().fold(0, number))
 }
 
 impl fmt::Debug for Record<'_> {
