@@ -53,6 +53,7 @@ fn main() -> Result<()> {
         .skip(1)
         .filter(|arg| !arg.starts_with('-'))
         .collect();
+    program::clear()?;
     let peers = Peers::unpack()?;
     let mut table = Table::default();
     for (name, measure) in MEASUREMENTS {

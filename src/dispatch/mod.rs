@@ -7,14 +7,12 @@ pub mod survey;
 pub mod worker;
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -250,14 +248,22 @@ impl Dispatcher {
             let leased = match next {
                 Next::Now => self.outbox.lease_cases(free, clock(), CASE_LEASE).await,
                 Next::After(changes, pause) => {
-                    let cases = self.outbox.next_cases(changes, free, &clock, CASE_LEASE);
+                    next = Next::Now;
                     let rest = async {
                         tokio::select! {
                             () = shutdown.cancelled() => {}
                             () = sleep(pause) => {}
                         }
                     };
-                    stand(&*self.outbox, cases, rest).await
+                    let cases = self
+                        .outbox
+                        .next_cases(changes, free, &clock, CASE_LEASE, Box::pin(rest))
+                        .await;
+                    match cases {
+                        Ok(Some(leased)) => Ok(leased),
+                        // It was another's commit that failed, if one did: one of its own tells more.
+                        Ok(None) | Err(_) => continue,
+                    }
                 }
             };
             match leased {
@@ -473,7 +479,7 @@ enum Next {
 }
 
 impl Next {
-    /// After a lease of up to `free`: with some to spare, nothing else was due.
+    /// After a lease of up to `free`: with some to spare, nothing else was due that can be leased.
     fn of<T>(leased: &Leased<T>, free: usize, now: Timestamp) -> Self {
         if leased.items.len() == free {
             return Self::Now;
@@ -485,25 +491,6 @@ impl Next {
 fn pause_until(due: Option<Timestamp>, now: Timestamp) -> Duration {
     let pause = due.map(|due| Duration::try_from(due.duration_since(now)).unwrap_or_default());
     pause.map_or(POLL, |pause| pause.clamp(SHORTEST_PAUSE, POLL))
-}
-
-/// Waits until a lease that stands is answered, but no longer than `rest`. It is not dropped then: were it answered at that moment,
-/// nobody would hold what it has leased.
-async fn stand<T>(
-    outbox: &dyn Outbox,
-    lease: impl Future<Output = Result<Leased<T>, OutboxError>>,
-    rest: impl Future<Output = ()>,
-) -> Result<Leased<T>, OutboxError> {
-    let mut lease = pin!(lease);
-    tokio::select! {
-        leased = &mut lease => return leased,
-        () = rest => {}
-    }
-    match outbox.nudge().await {
-        Ok(()) => lease.await,
-        // It still stands, unless it was answered before.
-        Err(e) => lease.now_or_never().unwrap_or(Err(e)),
-    }
 }
 
 fn word(state: CaseState) -> &'static str {

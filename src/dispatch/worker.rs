@@ -30,7 +30,6 @@ use crate::dispatch::health::Health;
 use crate::dispatch::health::News;
 use crate::dispatch::jitter;
 use crate::dispatch::pause_until;
-use crate::dispatch::stand;
 use crate::message::Notification;
 use crate::message::Recipient;
 use crate::metrics;
@@ -99,10 +98,17 @@ impl Worker {
             let leased = match next {
                 Next::Now => self.outbox.lease_deliveries(name, free, now, time).await,
                 Next::After(changes, pause) => {
-                    let lease = self
+                    next = Next::Now;
+                    let rest = Box::pin(self.rest(pause, &stop));
+                    let deliveries = self
                         .outbox
-                        .next_deliveries(changes, name, free, &self.clock, time);
-                    stand(&*self.outbox, lease, self.rest(pause, &stop)).await
+                        .next_deliveries(changes, name, free, &self.clock, time, rest)
+                        .await;
+                    match deliveries {
+                        Ok(Some(leased)) => Ok(leased),
+                        // It was another's commit that failed, if one did: one of its own tells more.
+                        Ok(None) | Err(_) => continue,
+                    }
                 }
             };
             match leased {

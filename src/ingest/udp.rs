@@ -102,6 +102,8 @@ fn receive(socket: &UdpSocket, listener: Listener, stopped: &PipeReader) -> anyh
         let now = Instant::now();
         pause = match receiver.take(socket, now) {
             Ok(BUSY_DATAGRAMS..DATAGRAMS_PER_TURN) => busy_pause,
+            // Woken up for nothing, as by a socket with an error that isn't ours to read: not too often.
+            Ok(0) => SHORT_PAUSE,
             Ok(_) => Duration::ZERO,
             Err(Trouble::Closed) => bail!("nobody takes the frames of this listener"),
             Err(Trouble::Io(error)) => {
@@ -126,7 +128,12 @@ fn receive(socket: &UdpSocket, listener: Listener, stopped: &PipeReader) -> anyh
         }
     }
     let end = Instant::now() + DRAIN_TIME;
-    while Instant::now() < end && matches!(receiver.take(socket, Instant::now()), Ok(1..)) {}
+    while Instant::now() < end
+        && matches!(
+            receiver.take(socket, Instant::now()),
+            Ok(DATAGRAMS_PER_TURN)
+        )
+    {}
     drops.poll();
     Ok(())
 }

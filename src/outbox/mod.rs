@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::Serialize;
@@ -53,15 +54,16 @@ pub trait Outbox: Send + Sync {
         lease: Duration,
     ) -> Result<Leased<Case>, OutboxError>;
 
-    /// The same as soon as a case may have become due since [`Leased::changes`] was `since`; there may be none after all. Nobody else
-    /// sees it due in between.
+    /// The same in the transaction by which a case may have become due since [`Leased::changes`] was `since`; there may be none after
+    /// all. `None`: `rest` ended before. Not to be dropped, as what it leases at that moment would be nobody's.
     async fn next_cases(
         &self,
         since: u64,
         max: usize,
         clock: &Clock,
         lease: Duration,
-    ) -> Result<Leased<Case>, OutboxError>;
+        rest: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leased<Case>>, OutboxError>;
 
     /// Carries out what was decided about a case, all of it or nothing, and ends its lease.
     async fn advance(
@@ -80,7 +82,7 @@ pub trait Outbox: Send + Sync {
         lease: Duration,
     ) -> Result<Leased<Lease>, OutboxError>;
 
-    /// The same as soon as a delivery, of whatever channel, may have become due since [`Leased::changes`] was `since`.
+    /// The same in the transaction by which a delivery, of whatever channel, may have become due, as [`next_cases`](Self::next_cases).
     async fn next_deliveries(
         &self,
         since: u64,
@@ -88,10 +90,8 @@ pub trait Outbox: Send + Sync {
         max: usize,
         clock: &Clock,
         lease: Duration,
-    ) -> Result<Leased<Lease>, OutboxError>;
-
-    /// Has `next_cases` and `next_deliveries` answered with what there is.
-    async fn nudge(&self) -> Result<(), OutboxError>;
+        rest: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leased<Lease>>, OutboxError>;
 
     /// Must be durable before the byte after which the peer may act. The lease then lasts until `until`.
     async fn begin_send(&self, lease: &Lease, until: Timestamp) -> Result<(), OutboxError>;

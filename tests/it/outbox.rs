@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +49,9 @@ use ftm_relay::settings::Weight;
 use futures_util::FutureExt;
 use jiff::SignedDuration;
 use jiff::Timestamp;
+use std::future::pending;
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 const LEASE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -113,7 +114,7 @@ every_backend! {
     a_channels_cases_are_woken
     what_may_have_become_due_is_known
     a_lease_stands_until_something_is_due
-    a_standing_lease_can_be_called_in_and_given_up
+    a_lease_that_is_given_up_leases_nothing
     a_life_cycle_event_is_history_only
     a_code_that_the_device_named_goes_out_sealed_and_until_its_own_expiry
     a_code_that_the_device_named_replaces_an_older_one_and_yields_to_a_newer
@@ -1468,56 +1469,74 @@ async fn what_may_have_become_due_is_known(home: &dyn Home) {
 }
 
 /// What has come of a future so far.
-fn so_far<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Option<T> {
-    future.as_mut().now_or_never()
+fn so_far<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+    future.now_or_never()
 }
 
 async fn a_lease_stands_until_something_is_due(home: &dyn Home) {
     let (outbox, at) = (home.open(), now());
     let clock: Clock = Arc::new(move || at);
+    let cases = |since| outbox.next_cases(since, 9, &clock, LEASE, Box::pin(pending()));
     let none = outbox.lease_cases(9, at, LEASE).await.unwrap();
-    let mut cases = Box::pin(outbox.next_cases(none.changes, 9, &clock, LEASE));
+    let mut case = cases(none.changes);
     let none = outbox.lease_deliveries("mail", 9, at, LEASE).await.unwrap();
-    let mut mails = Box::pin(outbox.next_deliveries(none.changes, "mail", 9, &clock, LEASE));
-    assert!(so_far(&mut cases).is_none() && so_far(&mut mails).is_none());
+    let forever = Box::pin(pending());
+    let mut mail = outbox.next_deliveries(none.changes, "mail", 9, &clock, LEASE, forever);
+    assert!(so_far(&mut case).is_none() && so_far(&mut mail).is_none());
 
     // It is answered with the change: whoever leases next finds nothing.
     let id = put(&*outbox, event("alice", CODE_A, at)).await;
-    let leased = so_far(&mut cases).unwrap().unwrap();
+    let leased = so_far(&mut case).unwrap().unwrap().unwrap();
     assert_eq!(leased.items[0].id, id);
-    assert!(so_far(&mut mails).is_none());
+    assert!(so_far(&mut mail).is_none());
     let others = outbox.lease_cases(9, at, LEASE).await.unwrap();
     assert!(others.items.is_empty());
-    let step = route("alice", vec![by("mail")]);
+
+    // So is the time of the next look, although nothing is due yet.
+    let mut look = cases(others.changes);
+    assert!(so_far(&mut look).is_none());
+    let step = Step {
+        due_at: Some(after(at, 1)),
+        ..route("alice", vec![by("mail")])
+    };
     outbox.advance(&leased.items[0], step, at).await.unwrap();
-    let mail = so_far(&mut mails).unwrap().unwrap();
-    assert_eq!(mail.items.len(), 1);
-    outbox
-        .begin_send(&mail.items[0], after(at, 60))
-        .await
-        .unwrap();
+    let look = so_far(&mut look).unwrap().unwrap().unwrap();
+    assert!(look.items.is_empty());
+    assert_eq!(look.next, Some(after(at, 1)));
+    let mail = so_far(&mut mail).unwrap().unwrap().unwrap();
+    let until = after(at, 60);
+    outbox.begin_send(&mail.items[0], until).await.unwrap();
 
     // What changed before it was asked for is not waited for.
     put(&*outbox, event("bob", CODE_B, at)).await;
-    let bob = outbox.next_cases(others.changes, 9, &clock, LEASE).await;
-    assert_eq!(bob.unwrap().items[0].activation.user, "bob");
+    let bob = cases(others.changes).await.unwrap().unwrap();
+    assert_eq!(bob.items[0].activation.user, "bob");
 }
 
-async fn a_standing_lease_can_be_called_in_and_given_up(home: &dyn Home) {
+async fn a_lease_that_is_given_up_leases_nothing(home: &dyn Home) {
     let (outbox, at) = (home.open(), now());
     let clock: Clock = Arc::new(move || at);
     let none = outbox.lease_cases(9, at, LEASE).await.unwrap();
-    let mut given_up = Box::pin(outbox.next_cases(none.changes, 9, &clock, LEASE));
+    let (end, ended) = oneshot::channel::<()>();
+    let rest = ended.map(|_| ()).boxed();
+    let mut given_up = outbox.next_cases(none.changes, 9, &clock, LEASE, rest);
     assert!(so_far(&mut given_up).is_none());
-    drop(given_up);
-    let mut called_in = Box::pin(outbox.next_cases(none.changes, 9, &clock, LEASE));
-    assert!(so_far(&mut called_in).is_none());
-    outbox.nudge().await.unwrap();
-    let none = so_far(&mut called_in).unwrap().unwrap();
-    assert!(none.items.is_empty());
+    drop(end);
+    assert!(given_up.await.unwrap().is_none());
     put(&*outbox, event("alice", CODE_A, at)).await;
     let due = outbox.lease_cases(9, at, LEASE).await.unwrap().items;
-    assert_eq!(due.len(), 1, "one that was given up leases nothing");
+    assert_eq!(due.len(), 1);
+
+    // Answered and given up at once, it is the holder's.
+    let none = outbox.lease_cases(9, at, LEASE).await.unwrap();
+    let (end, ended) = oneshot::channel::<()>();
+    let rest = ended.map(|_| ()).boxed();
+    let mut answered = outbox.next_cases(none.changes, 9, &clock, LEASE, rest);
+    assert!(so_far(&mut answered).is_none());
+    put(&*outbox, event("bob", CODE_B, at)).await;
+    drop(end);
+    let bob = answered.await.unwrap().unwrap();
+    assert_eq!(bob.items[0].activation.user, "bob");
 }
 
 // === What people see ===

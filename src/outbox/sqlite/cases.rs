@@ -749,6 +749,10 @@ pub(super) fn advance(
         ":limit_key": step.limit.map(|limit| limit.key),
         ":now": micros(now),
     })?;
+    if step.due_at.is_some() {
+        // Not due at once, but perhaps before whatever is waited for.
+        tx.wake_cases();
+    }
     if step.wipe {
         wipe(tx, id)?;
     }
@@ -899,6 +903,7 @@ fn must_wait(tx: &Tx<'_>, id: i64, before: &Held, now: Timestamp) -> Result<bool
     if waits {
         tx.prepare_cached("UPDATE activation SET leased = 0, due_at = ? WHERE id = ?")?
             .execute(params![later(now, SETTLING_PAUSE), id])?;
+        tx.wake_cases();
     }
     Ok(waits)
 }

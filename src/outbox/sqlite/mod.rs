@@ -17,6 +17,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use rusqlite::Connection;
 use rusqlite::OptionalExtension;
@@ -271,10 +272,13 @@ impl Outbox for Sqlite {
         max: usize,
         clock: &Clock,
         lease: Duration,
-    ) -> Result<Leased<Case>, OutboxError> {
+        rest: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leased<Case>>, OutboxError> {
         let (seal, clock) = (self.seal()?, Arc::clone(clock));
         let work = move |tx: &Tx<'_>| cases::lease(tx, &seal, max, clock(), lease);
-        self.writer.run_after((Queue::Cases, since), work).await
+        self.writer
+            .run_after((Queue::Cases, since), work, rest)
+            .await
     }
 
     async fn advance(
@@ -307,21 +311,13 @@ impl Outbox for Sqlite {
         max: usize,
         clock: &Clock,
         lease: Duration,
-    ) -> Result<Leased<Lease>, OutboxError> {
+        rest: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leased<Lease>>, OutboxError> {
         let (seal, clock, channel) = (self.seal()?, Arc::clone(clock), channel.to_owned());
         let work = move |tx: &Tx<'_>| deliveries::lease(tx, &seal, &channel, max, clock(), lease);
         self.writer
-            .run_after((Queue::Deliveries, since), work)
+            .run_after((Queue::Deliveries, since), work, rest)
             .await
-    }
-
-    async fn nudge(&self) -> Result<(), OutboxError> {
-        let due = |tx: &Tx<'_>| {
-            tx.wake_cases();
-            tx.wake_deliveries();
-            Ok(())
-        };
-        self.write(due).await
     }
 
     async fn begin_send(&self, lease: &Lease, until: Timestamp) -> Result<(), OutboxError> {
@@ -429,6 +425,9 @@ fn delivery_number(id: &str) -> Result<i64, OutboxError> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
+    use futures_util::FutureExt;
     use jiff::SignedDuration;
     use rusqlite::StatementStatus;
 
@@ -494,6 +493,16 @@ mod tests {
         );
         assert!(refused.to_string().contains("no space left"), "{refused}");
         assert_eq!(outbox.list(Filter::default()).await.unwrap().len(), kept);
+
+        // What stands is answered by the commit that succeeds.
+        let (clock, hour): (Clock, _) = (Arc::new(Timestamp::now), Duration::from_secs(3600));
+        let none = outbox.lease_cases(0, clock(), hour).await.unwrap();
+        let forever = Box::pin(pending());
+        let mut cases = outbox.next_cases(none.changes, 1, &clock, hour, forever);
+        assert!((&mut cases).now_or_never().is_none());
+        let refused = outbox.put(vec![event(&format!("user{kept}"))]).await;
+        assert!(matches!(refused, Err(OutboxError::Full(_))));
+        assert!((&mut cases).now_or_never().is_none());
         at_most(1000).await;
         let again = outbox
             .put(vec![event(&format!("user{kept}"))])
@@ -503,6 +512,7 @@ mod tests {
             matches!(again[0], Stored::New { .. }),
             "what was refused was not kept by half"
         );
+        assert_eq!(cases.await.unwrap().unwrap().items.len(), 1);
         assert_eq!(
             outbox.list(Filter::default()).await.unwrap().len(),
             kept + 1

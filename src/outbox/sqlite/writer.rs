@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::ops::Deref;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 
@@ -13,7 +15,7 @@ use tracing::error;
 use crate::outbox::OutboxError;
 use crate::outbox::sqlite::file::truncate_log;
 
-/// So many commands share one commit, and so one fsync.
+/// So many commands share one commit, and so one fsync; those that stood until then come on top.
 const MAX_BATCH: usize = 64;
 /// So many commands wait; beyond that their callers do.
 const MAX_WAITING: usize = 1024;
@@ -153,6 +155,7 @@ where
 
 /// A command that stands until something in the queue may have become due since it had changed so often.
 struct Standing {
+    number: u64,
     queue: Queue,
     since: u64,
     job: Box<dyn Job>,
@@ -161,11 +164,14 @@ struct Standing {
 enum Order {
     Now(Box<dyn Job>),
     Then(Standing),
+    /// The standing command of this number is dropped, unless it was taken up before.
+    GiveUp(u64),
 }
 
 /// The thread and the way to it. Dropping it waits until everything taken is committed and the file is closed.
 pub(super) struct Writer {
     orders: Option<mpsc::Sender<Order>>,
+    numbers: AtomicU64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -177,6 +183,7 @@ impl Writer {
             .spawn(move || write(&db, waiting))?;
         Ok(Self {
             orders: Some(orders),
+            numbers: AtomicU64::new(0),
             thread: Some(thread),
         })
     }
@@ -187,46 +194,66 @@ impl Writer {
         F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
         T: Send + 'static,
     {
-        self.order(work, Order::Now).await
+        let (job, answer) = command(work);
+        self.order(Order::Now(job)).await;
+        answer.await.expect("the outbox's writer has ended")
     }
 
-    /// The same, inside the transaction by which something in the queue may have become due after it had changed `since` often.
+    /// The same, inside the transaction by which something in the queue may have become due since its count was `since`. `None`:
+    /// `rest` ended before, and nothing was done. Not to be dropped: what it does at that moment would be nobody's.
     pub(super) async fn run_after<T, F>(
         &self,
         (queue, since): (Queue, u64),
         work: F,
-    ) -> Result<T, OutboxError>
+        rest: impl Future<Output = ()>,
+    ) -> Result<Option<T>, OutboxError>
     where
         F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
         T: Send + 'static,
     {
-        let stands = move |job| Order::Then(Standing { queue, since, job });
-        self.order(work, stands).await
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let (job, mut answer) = command(work);
+        self.order(Order::Then(Standing {
+            number,
+            queue,
+            since,
+            job,
+        }))
+        .await;
+        let answered = tokio::select! {
+            answered = &mut answer => answered,
+            () = rest => {
+                self.order(Order::GiveUp(number)).await;
+                answer.await
+            }
+        };
+        // One that was given up has dropped its end of the answer.
+        answered.ok().transpose()
     }
 
-    async fn order<T, F>(
-        &self,
-        work: F,
-        order: impl FnOnce(Box<dyn Job>) -> Order,
-    ) -> Result<T, OutboxError>
-    where
-        F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
-        T: Send + 'static,
-    {
-        let (reply, answer) = oneshot::channel();
-        let command = Command {
-            work: Some(work),
-            result: None,
-            reply,
-        };
+    async fn order(&self, order: Order) {
         let orders = self.orders.as_ref().expect("it is there until drop");
         // The thread ends early only by a panic of ours; then the caller's task ends as well, and with it the process.
         assert!(
-            orders.send(order(Box::new(command))).await.is_ok(),
+            orders.send(order).await.is_ok(),
             "the outbox's writer has ended"
         );
-        answer.await.expect("the outbox's writer has ended")
     }
+}
+
+/// A job, and where its answer comes.
+fn command<T, F>(work: F) -> (Box<dyn Job>, oneshot::Receiver<Result<T, OutboxError>>)
+where
+    F: FnOnce(&Tx<'_>) -> Result<T, OutboxError> + Send + 'static,
+    T: Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    let job = Command {
+        work: Some(work),
+        result: None,
+        reply,
+    };
+    (Box::new(job), answer)
 }
 
 impl Drop for Writer {
@@ -251,11 +278,11 @@ fn write(db: &Connection, mut waiting: mpsc::Receiver<Order>) {
             match order {
                 Order::Now(job) => batch.push(job),
                 Order::Then(order) => standing.push(order),
+                Order::GiveUp(number) => standing.retain(|order| order.number != number),
             }
         }
         // What nobody waits for any more is not begun: a lease without a holder would only block its row.
         batch.retain(|job| job.is_wanted());
-        standing.retain(|order| order.job.is_wanted());
         batch.extend(take_ready(&mut standing, &changes));
         if batch.is_empty() {
             continue;
@@ -282,6 +309,7 @@ fn take_ready(standing: &mut Vec<Standing>, changes: &Changes) -> Vec<Box<dyn Jo
     standing
         .extract_if(.., is_ready)
         .map(|order| order.job)
+        .filter(|job| job.is_wanted())
         .collect()
 }
 
