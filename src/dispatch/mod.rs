@@ -261,7 +261,7 @@ impl Dispatcher {
                         .await;
                     match cases {
                         Ok(Some(leased)) => Ok(leased),
-                        // It was another's commit that failed, if one did: one of its own tells more.
+                        // If a commit failed, it was for others as well: one for this alone tells more.
                         Ok(None) | Err(_) => continue,
                     }
                 }
@@ -479,7 +479,8 @@ enum Next {
 }
 
 impl Next {
-    /// After a lease of up to `free`: with some to spare, nothing else was due that can be leased.
+    /// After a lease of up to `free`: with some to spare, nothing else was due. (A damaged row took its place in vain; then `next` is
+    /// past, and soon it is asked again.)
     fn of<T>(leased: &Leased<T>, free: usize, now: Timestamp) -> Self {
         if leased.items.len() == free {
             return Self::Now;

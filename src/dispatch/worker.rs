@@ -106,7 +106,7 @@ impl Worker {
                         .await;
                     match deliveries {
                         Ok(Some(leased)) => Ok(leased),
-                        // It was another's commit that failed, if one did: one of its own tells more.
+                        // If a commit failed, it was for others as well: one for this alone tells more.
                         Ok(None) | Err(_) => continue,
                     }
                 }

@@ -77,7 +77,8 @@ impl<'a> Tx<'a> {
         }
     }
 
-    /// How often something in the queue may have become due so far.
+    /// How often something in the queue may have become due before this command. One that stands for a queue must not change it, or it
+    /// would be asked for without end.
     pub(super) fn changes(&self, queue: Queue) -> u64 {
         self.before.of(queue)
     }
