@@ -193,8 +193,11 @@ impl Decoder {
                     }
                 }
                 State::Line { searched, resync } => {
-                    let end = line_end(data, searched, 1, resync);
-                    if end.unwrap_or(data.len()) > self.max_bytes + SLACK_BYTES {
+                    // Never more than is looked at when it comes byte by byte: an end that shows itself only behind it is none.
+                    let most = self.max_bytes + SLACK_BYTES;
+                    let window = data.len().min(most + 1);
+                    let end = line_end(&data[..window], searched, 1, resync);
+                    if end.unwrap_or(window) > most {
                         // So many and no more, so that the sizes of reads change nothing.
                         self.start += self.max_bytes + 1;
                         self.state = State::Discard {
@@ -658,6 +661,14 @@ mod tests {
             both_ways(10, stream.as_bytes()),
             [Said::Frame("<0>".to_owned()), Said::TooLong]
         );
+    }
+
+    #[test]
+    fn an_end_that_shows_itself_behind_what_is_looked_at_is_none_however_much_is_read() {
+        let stream = format!("3 <0>abcde{} <189>pl999999999 <189>next", "9".repeat(22));
+        let said = both_ways(16, stream.as_bytes());
+        assert_eq!(said[0], Said::Frame("<0>".to_owned()));
+        assert_eq!(said[1], Said::TooLong);
     }
 
     proptest! {
