@@ -277,7 +277,6 @@ impl Dispatcher {
                 }
                 Err(e) => {
                     warn!("Cases can't be leased: {e}");
-                    next = Next::Now;
                     tokio::select! {
                         () = shutdown.cancelled() => {}
                         () = sleep(OUTBOX_PAUSE) => {}

@@ -125,7 +125,6 @@ impl Worker {
                 }
                 Err(e) => {
                     warn!(channel = %name, "Deliveries can't be leased: {e}");
-                    next = Next::Now;
                     self.rest(OUTBOX_PAUSE, &stop).await;
                 }
             }

@@ -289,7 +289,11 @@ fn write(db: &Connection, mut waiting: mpsc::Receiver<Order>) {
             continue;
         }
         let noted = Noted::default();
-        let committed = commit(db, &mut batch, &mut standing, &changes, &noted);
+        let committed = transact(db, &mut batch, &mut standing, &changes, &noted);
+        if committed.is_err() && !db.is_autocommit() {
+            // If even that fails, the next BEGIN says so.
+            let _rolled_back = db.execute_batch("ROLLBACK");
+        }
         let done = committed.is_ok();
         if done {
             wiped |= noted.wiped.get();
@@ -312,21 +316,6 @@ fn take_ready(standing: &mut Vec<Standing>, changes: &Changes) -> Vec<Box<dyn Jo
         .map(|order| order.job)
         .filter(|job| job.is_wanted())
         .collect()
-}
-
-fn commit(
-    db: &Connection,
-    batch: &mut Vec<Box<dyn Job>>,
-    standing: &mut Vec<Standing>,
-    changes: &Changes,
-    noted: &Noted,
-) -> Result<(), OutboxError> {
-    let result = transact(db, batch, standing, changes, noted);
-    if result.is_err() && !db.is_autocommit() {
-        // If even that fails, the next BEGIN says so.
-        let _rolled_back = db.execute_batch("ROLLBACK");
-    }
-    result
 }
 
 fn transact(
